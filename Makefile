@@ -1,0 +1,60 @@
+# Everything happens in .venv. Needs python3.11 or newer, pip and make, nothing else.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
+JOBS   ?= 2
+DEMO   ?= demo
+BENCH  ?= bench
+BIN    := .venv/bin
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+DEPS   := pyproject.toml constraints.txt
+
+.PHONY: help demo test faults check format bench docs clean
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# A stamp says which extras are installed; it is remade when the requirements change.
+.venv/.core: $(DEPS)
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) -e .
+	@touch $@
+
+.venv/.test: .venv/.core
+	$(PIP) -e '.[test]'
+	@touch $@
+
+.venv/.dev: .venv/.core
+	$(PIP) -e '.[dev]'
+	@touch $@
+
+demo: .venv/.core  ## make small checkpoints in demo/, merge them, show what happened
+	$(BIN)/mergegraph demo $(DEMO)
+
+test: .venv/.test  ## run the whole suite
+	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+
+faults: .venv/.test  ## run only the fault tests: short reads, full disks, kills
+	$(BIN)/python -m pytest tests/faults $(ARGS)
+
+check: .venv/.dev  ## lint, format, types, architecture, generated documents
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/python docs/generate.py --check
+
+format: .venv/.dev  ## format the code and fix what can be fixed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: .venv/.core  ## make 1.1 B checkpoints in bench/ once, then time every method against the floor
+	$(BIN)/python benchmarks/make_checkpoint.py $(BENCH)/models --models 4
+	$(BIN)/python benchmarks/run.py --models $(BENCH)/models --work $(BENCH)/work --json $(BENCH)/result.json $(ARGS)
+
+docs: .venv/.core  ## regenerate the generated documents
+	$(BIN)/python docs/generate.py
+
+clean:  ## remove caches and what demo wrote (.venv and bench/ stay)
+	rm -rf $(DEMO) build .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache
+	find src tests benchmarks docs -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,5 @@
+"""``python -m mergegraph`` is ``mergegraph``."""
+
+from mergegraph.cli.app import main
+
+main()

@@ -1,0 +1,91 @@
+"""What can be wrong between a plan, its method and its models before any tensor is looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from mergegraph.compiler.groups import as_slices
+from mergegraph.compiler.inputs import Input
+from mergegraph.compiler.parameters import check_parameters
+from mergegraph.methods.base import MergeMethod
+from mergegraph.plan.merge import MergePlan, Slice
+from mergegraph.plan.source import Problems
+from mergegraph.plan.values import ModelRef
+
+
+def check_plan(
+    plan: MergePlan, method: MergeMethod, inputs: Mapping[ModelRef, Input], problems: Problems
+) -> None:
+    """Note everything that is wrong with roles, counts, ranges and unsupported keys."""
+    slices = as_slices(plan)
+    problems.extend(check_parameters(plan, method))
+    _check_base(plan, method, slices, problems)
+    for part in slices:
+        _check_count(plan, method, part, problems)
+        _check_layers(part, inputs, problems)
+    if not plan.slices:
+        _check_depth(slices[0], inputs, problems)
+    elif all(s.layer_range is not None and s.layer_range[0] == s.layer_range[1] for p in slices for s in p.sources):
+        problems.add("the slices hold no layer at all", slices[0].origin, "give at least one non-empty layer_range")
+    _check_arithmetic(plan, method, inputs, problems)
+
+
+def _check_base(plan: MergePlan, method: MergeMethod, slices: tuple[Slice, ...], problems: Problems) -> None:
+    if method.base != "required":
+        return
+    if plan.base_model is None and any(part.base_model is None for part in slices):
+        problems.add(f"{method.name} needs a base model", plan.method_origin, "add base_model: MODEL")
+        return
+    for part in slices:
+        base = part.base_model or plan.base_model
+        if base not in [s.model for s in part.sources]:
+            hint = "list it among the sources, with a layer_range of the same length"
+            problems.add(f"the base model {base} is not a source of this slice", part.origin, hint)
+
+
+def _check_count(plan: MergePlan, method: MergeMethod, part: Slice, problems: Problems) -> None:
+    base = None if method.base == "ignored" else part.base_model or plan.base_model
+    count = sum(s.model != base for s in part.sources)
+    least, most = method.inputs
+    if least <= count and (most is None or count <= most):
+        return
+    wanted = f"at least {least}" if most is None else f"exactly {least}" if least == most else f"{least} to {most}"
+    besides = " besides the base model" if base is not None else ""
+    where = part.origin if plan.slices else plan.method_origin
+    hint = None
+    if method.base == "ignored" and plan.base_model is not None and not plan.slices:
+        hint = f"{method.name} has no base: base_model counts as one more input; remove it, or list it only"
+    problems.add(f"{method.name} takes {wanted} model(s){besides}, not {count}", where, hint)
+
+
+def _check_layers(part: Slice, inputs: Mapping[ModelRef, Input], problems: Problems) -> None:
+    for source in part.sources:
+        model = inputs[source.model]
+        if source.layer_range is None:
+            continue
+        if model.stack is None:
+            problems.add(f"{model.name} has no layers to slice", source.origin, "use models: instead of slices:")
+        elif source.layer_range[1] > model.layers:
+            message = f"layer_range {list(source.layer_range)} goes beyond the {model.layers} layers of {model.name}"
+            problems.add(message, source.origin, f"layers are numbered 0 to {model.layers - 1}; the end is exclusive")
+
+
+def _check_depth(part: Slice, inputs: Mapping[ModelRef, Input], problems: Problems) -> None:
+    depths = {inputs[s.model].name: inputs[s.model].layers for s in part.sources}
+    if len(dict.fromkeys(depths.values())) > 1:
+        text = ", ".join(f"{count} in {name}" for name, count in depths.items())
+        hint = "use slices: to say which layers go together"
+        problems.add(f"the models have different numbers of layers: {text}", part.origin, hint)
+
+
+def _check_arithmetic(
+    plan: MergePlan, method: MergeMethod, inputs: Mapping[ModelRef, Input], problems: Problems
+) -> None:
+    for source in plan.sources():
+        model = inputs[source.model]
+        if source.model.lora is not None:
+            hint = "merge the adapter into its model first"
+            problems.add(f"LoRA adapters ({source.model}) are not supported by this version", source.origin, hint)
+        if "quantization_config" in model.index.config and method.name != "passthrough":
+            hint = "use the unquantised checkpoint; passthrough can copy quantised layers"
+            problems.add(f"{model.name} is quantised: its numbers are not weights", source.origin, hint)

@@ -1,0 +1,121 @@
+"""Which input tensors go into which output tensor: slices laid end to end, tied heads, leftovers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from mergegraph.architectures.roles import is_before_layers, is_head
+from mergegraph.checkpoint.index import TensorEntry
+from mergegraph.checkpoint.names import split_layer, with_layer
+from mergegraph.compiler.inputs import Input
+from mergegraph.plan.merge import MergePlan, Slice, Source
+from mergegraph.plan.values import ModelRef
+
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """One input of an output tensor.
+
+    Attributes:
+        input: the model.
+        source: its entry in the plan.
+        tensor: name in its checkpoint.
+        filter_name: the name that parameter filters see: its own layer number, the donor's spelling.
+        entry: spec and place of the tensor; None if the model lacks it.
+    """
+
+    input: Input
+    source: Source
+    tensor: str
+    filter_name: str
+    entry: TensorEntry | None
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """An output tensor and its operands, in plan order.
+
+    `t` is the position of its layer within its slice (0 outside layers); `part` the slice that its
+    parameters come from.
+    """
+
+    name: str
+    part: Slice
+    t: float
+    operands: tuple[Operand, ...]
+
+
+def as_slices(plan: MergePlan) -> tuple[Slice, ...]:
+    """The plan's slices; ``models:`` become one slice over all layers, an unlisted base comes last."""
+    if plan.slices:
+        return plan.slices
+    sources = plan.models
+    base = plan.base_model
+    if base is not None and base not in [s.model for s in sources]:
+        origin = plan.base_origin or sources[0].origin
+        sources = (*sources, Source(base, None, {}, origin))
+    return (Slice(sources, None, {}, sources[0].origin),)
+
+
+def layer_range(source: Source, model: Input) -> tuple[int, int]:
+    """The source's half-open range of layers; all of them if it does not say."""
+    return source.layer_range or (0, model.layers)
+
+
+def groups(slices: tuple[Slice, ...], inputs: Mapping[ModelRef, Input], donor: Input) -> Iterator[Group]:
+    """Yield a group per output tensor: before the layers, the layers, after the layers."""
+    first, last = slices[0], slices[-1]
+    before = _outside(first, inputs)
+    after = (before if first is last else _outside(last, inputs)) | _heads(inputs)
+    yield from (_flat(name, first, inputs) for name in before if is_before_layers(name))
+    prefix = donor.stack.prefix if donor.stack else ""
+    position = 0
+    for part in slices:
+        start, end = layer_range(part.sources[0], inputs[part.sources[0].model])
+        for k in range(end - start):
+            yield from _layer(part, inputs, prefix, position, k, end - start)
+            position += 1
+    yield from (_flat(name, last, inputs) for name in after if not is_before_layers(name))
+
+
+def _outside(part: Slice, inputs: Mapping[ModelRef, Input]) -> dict[str, None]:
+    return {name: None for s in part.sources for name in inputs[s.model].outside}
+
+
+def _heads(inputs: Mapping[ModelRef, Input]) -> dict[str, None]:
+    """Heads of any input: where one model is untied, the others' heads are their embeddings."""
+    return {name: None for model in inputs.values() for name in model.outside if is_head(name)}
+
+
+def _flat(name: str, part: Slice, inputs: Mapping[ModelRef, Input]) -> Group:
+    """A tensor outside the decoder layers. In another stack (vision, encoder) `t` follows that one."""
+    t = 0.0
+    for stack in inputs[part.sources[0].model].stacks:
+        place = split_layer(name, stack.prefix)
+        if place is not None:
+            t = _position(place[0], stack.count)
+    return Group(name, part, t, tuple(_operand(inputs[s.model], s, name) for s in part.sources))
+
+
+def _layer(
+    part: Slice, inputs: Mapping[ModelRef, Input], prefix: str, position: int, k: int, length: int
+) -> Iterator[Group]:
+    members = [(s, inputs[s.model], layer_range(s, inputs[s.model])[0] + k) for s in part.sources]
+    suffixes = {suffix: None for _, model, layer in members for suffix in model.by_layer[layer]}
+    for suffix in suffixes:
+        operands = tuple(
+            _operand(model, s, with_layer(model.stack.prefix if model.stack else prefix, layer, suffix))
+            for s, model, layer in members
+        )
+        yield Group(with_layer(prefix, position, suffix), part, _position(k, length), operands)
+
+
+def _position(k: int, length: int) -> float:
+    return k / (length - 1) if length > 1 else 1.0
+
+
+def _operand(model: Input, source: Source, name: str) -> Operand:
+    found = model.find(name)
+    own, entry = found if found is not None else (name, None)
+    return Operand(model, source, own, name, entry)

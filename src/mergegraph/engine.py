@@ -1,0 +1,248 @@
+"""The verbs: load a plan, compile it, explain it, run it, verify a result, inspect a checkpoint."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from mergegraph.checkpoint.layout import OutputLayout, build_layout
+from mergegraph.compiler.inputs import Input
+from mergegraph.compiler.merge import compile_merge, donor_of, settings_of
+from mergegraph.compiler.report import CompileReport
+from mergegraph.errors import ExecutionError, PlanError, Problem, did_you_mean
+from mergegraph.graph.graph import Graph
+from mergegraph.graph.text import explain_text
+from mergegraph.methods import get_method
+from mergegraph.methods.base import MergeMethod
+from mergegraph.opening import open_inputs, open_model
+from mergegraph.overview import checkpoint_facts, plan_summary
+from mergegraph.plan.lock import LOCK_SUFFIX, Lock, lock_text, read_lock
+from mergegraph.plan.merge import MergePlan, parse_plan
+from mergegraph.plan.values import ModelRef, parse_model_ref
+from mergegraph.runtime.events import OnEvent, RunReport
+from mergegraph.runtime.probe import cpu_count, resident_bytes
+from mergegraph.schedule.schedule import Schedule, schedule
+from mergegraph.storage.sidecars import input_record
+from mergegraph.tensorspec import parse_bytes
+from mergegraph.version import VERSION
+
+PlanSource = str | os.PathLike[str] | MergePlan
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A plan, resolved: what will be written, from what, how, and within how much memory."""
+
+    plan: MergePlan
+    method: MergeMethod
+    inputs: Mapping[ModelRef, Input]
+    graph: Graph
+    config: Mapping[str, Any]
+    report: CompileReport
+    layout: OutputLayout
+    schedule: Schedule
+    seed: int | None
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of everything that decides the output tensors."""
+        return self.graph.fingerprint
+
+    @cached_property
+    def donor(self) -> Input:
+        """The model that config, tokenizer and other files come from."""
+        return donor_of(self.plan, self.inputs)
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """A short name for each checkpoint key, for showing expressions."""
+        return {model.key: os.path.basename(model.name.rstrip("/")) or model.name for model in self.inputs.values()}
+
+    def summary(self) -> dict[str, Any]:
+        """What a dry run tells, as JSON values."""
+        return plan_summary(
+            plan=self.plan,
+            inputs=self.inputs,
+            donor=self.donor,
+            graph=self.graph,
+            report=self.report,
+            layout=self.layout,
+            schedule=self.schedule,
+        )
+
+
+def load_plan(path: str | os.PathLike[str]) -> MergePlan:
+    """Read a merge plan, or the lock file of one.
+
+    Raises:
+        PlanError: with everything that is wrong with the plan by itself.
+    """
+    return _read(path)[0]
+
+
+def compile_plan(
+    plan: PlanSource,
+    *,
+    memory: str | int = "1GiB",
+    threads: int | None = None,
+    shard_size: str | int = "5GB",
+    seed: int | None = None,
+) -> Compiled:
+    """Resolve a plan against its checkpoints' headers; no tensor is read.
+
+    Args:
+        plan: a plan, or the path of one or of its lock file.
+        memory: most bytes the run may allocate, beyond the interpreter and its imports.
+        threads: worker threads; by default one per processor.
+        shard_size: most bytes of tensor data in one output file.
+        seed: seed of methods that draw at random; overrides the plan's.
+
+    Raises:
+        PlanError: with every problem of the plan and of how it fits its checkpoints.
+        MemoryBudgetError: some tensor cannot be computed within `memory`.
+    """
+    loaded, lock = (plan, None) if isinstance(plan, MergePlan) else _read(plan)
+    method = get_method(loaded.method, str(loaded.method_origin))
+    inputs = open_inputs(loaded)
+    compiled = compile_merge(loaded, method, inputs)
+    if not compiled.graph.outputs:
+        raise PlanError([Problem("the plan has no output tensor", str(loaded.method_origin))])
+    if lock is not None and lock.fingerprint != compiled.graph.fingerprint:
+        hint = "the checkpoints have changed since; make a new lock with: mergegraph plan PLAN.yml"
+        raise PlanError([Problem(f"this is not the merge that was locked as {lock.fingerprint}", str(plan), hint=hint)])
+    layout = build_layout({n: o.spec for n, o in compiled.graph.outputs.items()}, parse_bytes(shard_size))
+    scheduled = schedule(
+        compiled.graph,
+        layout,
+        {model.key: model.index for model in inputs.values()},
+        threads=threads or cpu_count(),
+        budget=parse_bytes(memory),
+    )
+    chosen = next((s for s in (seed, lock.seed if lock else None, loaded.seed) if s is not None), None)
+    return Compiled(
+        plan=loaded,
+        method=method,
+        inputs=inputs,
+        graph=compiled.graph,
+        config=compiled.config,
+        report=compiled.report,
+        layout=layout,
+        schedule=scheduled,
+        seed=chosen,
+    )
+
+
+def explain(compiled: Compiled, tensor: str) -> str:
+    """Return how output `tensor` is computed: its parameters with their plan lines, its expression.
+
+    Raises:
+        PlanError: there is no such output.
+    """
+    output = compiled.graph.outputs.get(tensor)
+    if output is None:
+        hint = did_you_mean(tensor, compiled.graph.outputs)
+        raise PlanError([Problem(f"the output has no tensor {tensor!r}", compiled.plan.file, hint=hint)])
+    lines = []
+    for s in settings_of(compiled.plan, compiled.method, compiled.inputs, tensor):
+        whose = f" ({s.model})" if s.model else ""
+        lines.append(f"{s.name}{whose} = {s.value}   # {s.origin or 'default'}")
+    return "\n".join([*lines, *([""] if lines else []), explain_text(tensor, output, compiled.labels)])
+
+
+def run(
+    plan: PlanSource | Compiled,
+    out: str | os.PathLike[str],
+    *,
+    memory: str | int = "1GiB",
+    threads: int | None = None,
+    device: str = "auto",
+    shard_size: str | int = "5GB",
+    seed: int | None = None,
+    force: bool = False,
+    on_event: OnEvent | None = None,
+) -> RunReport:
+    """Run a plan and publish the merged checkpoint in directory `out`.
+
+    Nothing appears in `out` before everything is written. An interrupted run is continued by the
+    same call, and gives the same bytes. A `Compiled` plan keeps the options it was compiled with.
+
+    Args:
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:0,1``.
+        force: replace the model that is in `out`, and discard an unfinished run of something else.
+        on_event: called with progress; see `mergegraph.runtime.events`.
+
+    Raises:
+        PlanError, CheckpointError, MemoryBudgetError, ExecutionError: see `mergegraph.errors`.
+    """
+    from mergegraph.session import Session  # loads the compiler of CPU code, which planning does without
+
+    baseline = resident_bytes()
+    compiled = plan if isinstance(plan, Compiled) else compile_plan(
+        plan, memory=memory, threads=threads, shard_size=shard_size, seed=seed
+    )
+    return Session(compiled, Path(out), device, force, on_event or _ignore, baseline).run()
+
+
+def verify(out: str | os.PathLike[str]) -> list[str]:
+    """Read a merged checkpoint again and return the tensors that are not what its manifest says.
+
+    Raises:
+        CheckpointError: there is no merged checkpoint in `out`.
+    """
+    from mergegraph.verification import damaged_tensors
+
+    return damaged_tensors(Path(out))
+
+
+def inspect(checkpoint: str) -> dict[str, Any]:
+    """Return what is in a checkpoint, from headers alone, as JSON values.
+
+    Raises:
+        CheckpointError: it is not a complete checkpoint.
+    """
+    return checkpoint_facts(open_model(parse_model_ref(checkpoint)))
+
+
+def write_lock(compiled: Compiled, path: str | os.PathLike[str]) -> Path:
+    """Write the lock file of a compiled plan and return its path.
+
+    Raises:
+        ExecutionError: it cannot be written.
+    """
+    target = Path(path)
+    text = lock_text(
+        version=VERSION,
+        file=compiled.plan.file,
+        plan=compiled.plan.text,
+        seed=compiled.seed,
+        fingerprint=compiled.fingerprint,
+        inputs=[input_record(model.index) for model in compiled.inputs.values()],
+        parameters=[a.as_dict() for a in compiled.report.parameters],
+    )
+    try:
+        target.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ExecutionError(f"{target} cannot be written: {error.strerror}") from error
+    return target
+
+
+def _read(path: str | os.PathLike[str]) -> tuple[MergePlan, Lock | None]:
+    file = os.fspath(path)
+    try:
+        text = Path(file).read_text(encoding="utf-8")
+    except OSError as error:
+        raise PlanError([Problem(f"the plan cannot be read: {error.strerror}", file)]) from error
+    except UnicodeDecodeError as error:
+        raise PlanError([Problem("the plan is not UTF-8 text", file)]) from error
+    if not file.endswith(LOCK_SUFFIX):
+        return parse_plan(text, file), None
+    lock = read_lock(text, file)
+    return parse_plan(lock.plan, lock.file), lock
+
+
+def _ignore(_: object) -> None:
+    """Watch nothing."""

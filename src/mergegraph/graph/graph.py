@@ -1,0 +1,107 @@
+"""A graph is its outputs. Writes are not nodes: the runtime streams each output as it comes.
+
+Thousands of outputs share a handful of expressions, so an expression is written over numbered
+slots, once, and each output binds the slots to its own checkpoint tensors.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import blake2b
+from typing import Literal
+
+from mergegraph.graph.node import Locality, Node, node, walk
+from mergegraph.tensorspec import TensorSpec
+
+OutputKind = Literal["merged", "copied", "checked"]
+
+
+@dataclass(frozen=True, slots=True)
+class SourceTensor:
+    """A tensor of an input checkpoint: the checkpoint's key and the tensor's name in it."""
+
+    checkpoint: str
+    tensor: str
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """An expression over slots, and the checkpoint tensors bound to them (slot i is ``sources[i]``)."""
+
+    expression: Node
+    sources: tuple[SourceTensor, ...]
+
+    def bound(self) -> Node:
+        """The expression with its ``load`` nodes naming checkpoint tensors instead of slots."""
+        built: dict[bytes, Node] = {}
+        for n in walk([self.expression]):
+            if n.op.locality is Locality.SOURCE:
+                attrs = n.attributes
+                source = self.sources[attrs.pop("slot")]
+                built[n.key] = node(n.op, source=source.checkpoint, tensor=source.tensor, **attrs)
+            else:
+                inputs = [built[x.key] for x in n.inputs]
+                built[n.key] = node(n.op, *inputs, origin=n.origin, **n.attributes)
+        return built[self.expression.key]
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One tensor to write: an ordered list of pieces, each the next contiguous run of elements.
+
+    Most outputs are a single piece. Stacked experts and remapped vocabularies are several, and
+    each streams to its own byte range.
+    """
+
+    spec: TensorSpec
+    parts: tuple[Piece, ...]
+
+    @property
+    def pieces(self) -> tuple[Node, ...]:
+        """The bound expressions, for showing."""
+        return tuple(part.bound() for part in self.parts)
+
+    @property
+    def kind(self) -> OutputKind:
+        """``copied``: bytes of one input; ``checked``: copied once all inputs are found equal."""
+        names = {part.expression.op.name for part in self.parts}
+        if names == {"load"}:
+            return "copied"
+        return "checked" if names <= {"load", "identical"} else "merged"
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Every output of a plan, by tensor name, in checkpoint order."""
+
+    outputs: Mapping[str, Output]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest of everything that decides the output tensors: names, specs, expressions, sources."""
+        digest = blake2b(digest_size=16)
+        for name, output in self.outputs.items():
+            digest.update(f"{name}\0{output.spec}\0".encode())
+            for part in output.parts:
+                digest.update(part.expression.key)
+                digest.update(repr(part.sources).encode())
+        return digest.hexdigest()
+
+    def tasks(self) -> Counter[str]:
+        """How many tasks of each kind (op name) the graph holds; loads of one tensor count once."""
+        counts: Counter[str] = Counter()
+        uses = Counter(part.expression for output in self.outputs.values() for part in output.parts)
+        for expression, times in uses.items():
+            for n in walk([expression]):
+                if n.op.locality is not Locality.SOURCE and n.inputs:
+                    counts[n.op.name] += times
+        counts["load"] = len(self.sources())
+        return counts
+
+    def sources(self) -> dict[SourceTensor, None]:
+        """Every checkpoint tensor that is read, once, in order of first use."""
+        parts = (part for output in self.outputs.values() for part in output.parts)
+        return {source: None for part in parts for source in part.sources}

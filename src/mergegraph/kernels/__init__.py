@@ -1,0 +1,11 @@
+"""What the ops compute: functions on tiles, folds over tiles, functions of small statistics.
+
+This package itself loads neither torch nor numba; its modules do, when an op first runs.
+"""
+
+from __future__ import annotations
+
+from mergegraph.kernels.reduction import Reduction
+from mergegraph.kernels.eager import call
+
+__all__ = ["Reduction", "call"]

@@ -1,0 +1,45 @@
+"""Folds on torch tensors: eager use, and devices without generated code.
+
+On the CPU they call the same compiled folds as generated code does, so the bits agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mergegraph.kernels import fused
+from mergegraph.kernels.reduction import Array
+
+
+def gram(tensors: Sequence[Tensor], _: Sequence[Array], __: dict[str, Any]) -> Array:
+    """Upper triangle of the k×k dot products of one chunk, row by row, in float64."""
+    if tensors[0].device.type == "cpu":
+        return fused.gram_row(np.stack([x.numpy() for x in tensors]))
+    wide = torch.stack([x.double() for x in tensors])
+    products = (wide @ wide.T).cpu().numpy()
+    return np.asarray(products[np.triu_indices(len(tensors))], dtype=np.float64)
+
+
+def histogram(tensors: Sequence[Tensor], stats: Sequence[Array], attrs: dict[str, Any]) -> Array:
+    """Counts of the digit that `attrs` selects from the magnitude bits of one tensor."""
+    (x,) = tensors
+    bits = x.contiguous().view(torch.int64 if attrs["width"] == 63 else torch.int32).to(torch.int64)
+    digits = (bits & ((1 << attrs["width"]) - 1)) >> attrs["shift"]
+    if stats:
+        inside = digits >> attrs["bits"] == int(stats[0][0])
+        digits = digits[inside] & ((1 << attrs["bits"]) - 1)
+    counts = torch.bincount(digits, minlength=1 << attrs["bits"])
+    return np.asarray(counts.cpu().numpy(), dtype=np.int32)
+
+
+def l1(tensors: Sequence[Tensor], _: Sequence[Array], __: dict[str, Any]) -> Array:
+    """Sum of magnitudes of one chunk, in float64."""
+    (x,) = tensors
+    if x.device.type == "cpu":
+        return fused.l1_row(x.numpy()[None])
+    return np.array([float(x.double().abs().sum())])

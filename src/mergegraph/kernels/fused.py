@@ -1,0 +1,211 @@
+"""The compiled CPU kernels (numba): float conversions, folds, checksums, and what generated code uses.
+
+Nothing here contracts, reassociates or otherwise relaxes float arithmetic, so the bits are the same
+on every machine and equal to those of the torch kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import numpy as np
+
+from mergegraph.kernels.reduction import Array
+
+BLOCK = 4096
+"""Elements that generated code hands to a fold at a time: a few operands of it fit in L1."""
+
+_OPTIONS = {"nogil": True, "fastmath": False, "error_model": "numpy", "boundscheck": False}
+
+VERSION = f"numba-{numba.__version__}"
+"""Machine code is cached per compiler version."""
+
+u16, u32, u64, f32, f64 = np.uint16, np.uint32, np.uint64, np.float32, np.float64
+
+
+def jit(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a function on first call; the machine code is cached beside its source."""
+    compiled: Callable[..., Any] = numba.njit(cache=True, **_OPTIONS)(function)
+    return compiled
+
+
+def helper(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a scalar helper; LLVM inlines it where it is called."""
+    compiled: Callable[..., Any] = numba.njit(**_OPTIONS)(function)
+    return compiled
+
+
+# ---- conversions: numba has no bfloat16 or float16, so both travel as their 16 bits -------------
+
+
+@helper
+def up_bf16(x):  # type: ignore[no-untyped-def]
+    """bfloat16 bits → float32."""
+    return u32(u32(x) << u32(16)).view(np.float32)
+
+
+@helper
+def down_bf16(x):  # type: ignore[no-untyped-def]
+    """float32 → bfloat16 bits, round to nearest even; NaN stays NaN."""
+    b = f32(x).view(np.uint32)
+    rounded = u32(u32(b + u32(0x7FFF) + u32(u32(b >> u32(16)) & u32(1))) >> u32(16))
+    is_nan = u32(b & u32(0x7FFFFFFF)) > u32(0x7F800000)
+    return u16(u32(0x7FC0) if is_nan else rounded)
+
+
+@helper
+def up_f16(x):  # type: ignore[no-untyped-def]
+    """float16 bits → float32, exactly (subnormals too: the multiplication normalises them)."""
+    h = u32(x)
+    magnitude = u32(u32(h & u32(0x7FFF)) << u32(13))
+    scaled = magnitude.view(np.float32) * f32(5.192296858534828e33)  # 2**112 moves the exponent bias
+    special = u32(magnitude | u32(0x7F800000)).view(np.float32)
+    value = special if u32(h & u32(0x7C00)) == u32(0x7C00) else scaled
+    sign = u32(u32(h & u32(0x8000)) << u32(16))
+    return u32(value.view(np.uint32) | sign).view(np.float32)
+
+
+@helper
+def down_f16(x):  # type: ignore[no-untyped-def]
+    """float32 → float16 bits, round to nearest even; overflow gives infinity, NaN stays NaN."""
+    b = f32(x).view(np.uint32)
+    sign = u32(u32(b >> u32(16)) & u32(0x8000))
+    a = u32(b & u32(0x7FFFFFFF))
+    # Normal range: re-bias the exponent and round away the 13 low bits.
+    normal = u32(u32(a - u32(0x38000000) + u32(0xFFF) + u32(u32(a >> u32(13)) & u32(1))) >> u32(13))
+    # Below 2**-14 the float32 adder rounds to multiples of 2**-24 when 0.5 is added.
+    small = u32(f32(a.view(np.float32) + f32(0.5)).view(np.uint32) - u32(0x3F000000))
+    finite = small if a < u32(0x38800000) else normal
+    capped = finite if a < u32(0x47800000) else u32(0x7C00)
+    return u16(sign | (u32(0x7E00) if a > u32(0x7F800000) else capped))
+
+
+@helper
+def round_bf16(x):  # type: ignore[no-untyped-def]
+    """Round a float32 to the nearest bfloat16 value."""
+    return up_bf16(down_bf16(x))
+
+
+@helper
+def round_f16(x):  # type: ignore[no-untyped-def]
+    """Round a float32 to the nearest float16 value."""
+    return up_f16(down_f16(x))
+
+
+@helper
+def round_f32(x):  # type: ignore[no-untyped-def]
+    """Round to float32."""
+    return f32(x)
+
+
+@helper
+def round_f64(x):  # type: ignore[no-untyped-def]
+    """Widen to float64."""
+    return f64(x)
+
+
+# ---- folds ---------------------------------------------------------------------------------------
+
+
+@jit
+def fold_gram(block, count, state):  # type: ignore[no-untyped-def]
+    """Add the pairwise dot products of ``block[k, :count]`` to `state`, in 64 fixed lanes."""
+    lanes = np.zeros(64)
+    at = 0
+    for p in range(block.shape[0]):
+        for q in range(p, block.shape[0]):
+            a, b = block[p], block[q]
+            for lane in range(64):
+                lanes[lane] = 0.0
+            full = count - count % 64
+            for i in range(0, full, 64):
+                for lane in range(64):
+                    lanes[lane] += f64(a[i + lane]) * f64(b[i + lane])
+            for i in range(full, count):
+                lanes[i - full] += f64(a[i]) * f64(b[i])
+            total = 0.0
+            for lane in range(64):
+                total += lanes[lane]
+            state[at] += total
+            at += 1
+
+
+@jit
+def fold_l1(block, count, state):  # type: ignore[no-untyped-def]
+    """Add ``Σ|block[0, :count]|`` to ``state[0]``, in 64 fixed lanes."""
+    lanes = np.zeros(64)
+    full = count - count % 64
+    for i in range(0, full, 64):
+        for lane in range(64):
+            lanes[lane] += abs(f64(block[0, i + lane]))
+    for i in range(full, count):
+        lanes[i - full] += abs(f64(block[0, i]))
+    for lane in range(64):
+        state[0] += lanes[lane]
+
+
+@jit
+def fold_histogram32(block, count, state, shift):  # type: ignore[no-untyped-def]
+    """Count the magnitude bits above `shift` of the float32 ``block[0, :count]``."""
+    bits_of = block[0].view(np.uint32)
+    for i in range(count):
+        state[u32(bits_of[i] & u32(0x7FFFFFFF)) >> u32(shift)] += 1
+
+
+@jit
+def fold_histogram64(block, count, state, shift):  # type: ignore[no-untyped-def]
+    """Count the magnitude bits above `shift` of the float64 ``block[0, :count]``."""
+    bits_of = block[0].view(np.uint64)
+    for i in range(count):
+        state[(bits_of[i] & u64(0x7FFFFFFFFFFFFFFF)) >> u64(shift)] += 1
+
+
+@jit
+def fold_histogram_within32(block, count, state, shift, bits, prefix):  # type: ignore[no-untyped-def]
+    """Count the next `bits` bits of the float32 elements whose bits above them equal `prefix`."""
+    bits_of, wanted, mask = block[0].view(np.uint32), u32(prefix), u32((1 << bits) - 1)
+    for i in range(count):
+        magnitude = u32(bits_of[i] & u32(0x7FFFFFFF))
+        if u32(magnitude >> u32(shift + bits)) == wanted:
+            state[u32(magnitude >> u32(shift)) & mask] += 1
+
+
+@jit
+def fold_histogram_within64(block, count, state, shift, bits, prefix):  # type: ignore[no-untyped-def]
+    """Count the next `bits` bits of the float64 elements whose bits above them equal `prefix`."""
+    bits_of, wanted, mask = block[0].view(np.uint64), u64(prefix), u64((1 << bits) - 1)
+    for i in range(count):
+        magnitude = bits_of[i] & u64(0x7FFFFFFFFFFFFFFF)
+        if magnitude >> u64(shift + bits) == wanted:
+            state[(magnitude >> u64(shift)) & mask] += 1
+
+
+def gram_row(chunk: Array) -> Array:
+    """The Gram row of one chunk ``[k, n]``, folded block by block as generated code does."""
+    k = chunk.shape[0]
+    return _by_blocks(fold_gram, chunk, np.zeros(k * (k + 1) // 2))
+
+
+def l1_row(chunk: Array) -> Array:
+    """The sum of magnitudes of one chunk ``[1, n]``, folded block by block."""
+    return _by_blocks(fold_l1, chunk, np.zeros(1))
+
+
+def _by_blocks(fold: Callable[..., Any], chunk: Array, state: Array) -> Array:
+    for begin in range(0, chunk.shape[1], BLOCK):
+        block = np.ascontiguousarray(chunk[:, begin : begin + BLOCK])
+        fold(block, block.shape[1], state)
+    return state
+
+
+@jit
+def checksum_words(words, first):  # type: ignore[no-untyped-def]
+    """Sum over 64-bit words of a mix of word and position, modulo 2**64: order does not matter."""
+    total = u64(0)
+    for i in range(words.shape[0]):
+        v = words[i] ^ (u64(i + first + 1) * u64(0x9E3779B97F4A7C15))
+        v = (v ^ (v >> u64(32))) * u64(0xD6E8FEB86659FD93)
+        total += v ^ (v >> u64(29))
+    return total

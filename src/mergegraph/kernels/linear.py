@@ -1,0 +1,46 @@
+"""Linear combinations of tiles, and the casts around them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mergegraph.errors import TensorValueError
+from mergegraph.kernels.reduction import Array
+
+
+def weighted_sum(*operands: Tensor | Array) -> Tensor:
+    """``Σ w_i x_i``, added in operand order; the last operand is ``w``."""
+    *tensors, w = operands
+    out = tensors[0] * float(w[0])
+    for x, weight in zip(tensors[1:], w[1:], strict=True):
+        out = out + x * float(weight)
+    return out
+
+
+def scale(x: Tensor, factor: Array) -> Tensor:
+    """``x * factor``."""
+    return x * float(factor[0])
+
+
+def delta(x: Tensor, base: Tensor) -> Tensor:
+    """``x - base``: the task vector of a fine-tune (Ilharco et al. 2023, arXiv 2212.04089)."""
+    return x - base
+
+
+def apply_delta(base: Tensor, delta: Tensor, factor: Array) -> Tensor:
+    """``base + factor * delta``."""
+    return base + delta * float(factor[0])
+
+
+def cast(x: Tensor, *, dtype: str) -> Tensor:
+    """Round to `dtype` (a safetensors name), nearest even."""
+    return x.to({"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}[dtype])
+
+
+def identical(*tensors: Tensor) -> Tensor:
+    """The first tensor, provided that all are equal bit for bit."""
+    first = tensors[0].contiguous()
+    if any(not torch.equal(first.view(torch.uint8), x.contiguous().view(torch.uint8)) for x in tensors[1:]):
+        raise TensorValueError("tensor", "inputs differ, and no arithmetic is defined on their dtype")
+    return first

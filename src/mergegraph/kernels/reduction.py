@@ -1,0 +1,62 @@
+"""What a REDUCE op is made of: a state, a fold for each kind of device, and a finaliser."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+CHUNK = 65536
+"""Elements per reduction chunk.
+
+Float folds keep one row of state per chunk and add the rows in chunk order, so their result depends
+on the tensor alone: not on tile size, thread count or which worker got which tile.
+"""
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Reduction:
+    """A fold over the tiles of one or more tensors.
+
+    Attributes:
+        state: (number of tensors, attrs) → (length, dtype name) of one row of state.
+        per_chunk: one row per chunk (inexact folds), or one row in all (counts, where order
+            cannot matter).
+        code: (block, elements, state, STAT names, attrs) → a statement that folds a block of
+            elements, for generated code; it may call anything in `mergegraph.kernels.fused`.
+        fold: the same on torch tensors, as ``module:function`` below this package:
+            (tensors of one chunk or tile, STATs, attrs) → one row of state.
+        finalise: (all rows, number of tensors, attrs) → the value of the op.
+    """
+
+    state: Callable[[int, dict[str, Any]], tuple[int, str]]
+    per_chunk: bool
+    code: Callable[[str, str, str, Sequence[str], dict[str, Any]], str]
+    fold: str
+    finalise: Callable[[Array, int, dict[str, Any]], Array]
+
+    def fold_tensors(self, tensors: Sequence[Any], stats: Sequence[Array], attrs: dict[str, Any]) -> Array:
+        """Apply `fold`, importing it on first use (planning must not load torch)."""
+        module, _, function = self.fold.partition(":")
+        row: Array = getattr(import_module(f"mergegraph.kernels.{module}"), function)(tensors, stats, attrs)
+        return row
+
+    def rows(self, numel: int, chunk: int = CHUNK) -> int:
+        """Rows of state for a tensor of `numel` elements that is folded `chunk` at a time."""
+        return max(1, -(-numel // chunk)) if self.per_chunk else 1
+
+    def nbytes(self, arity: int, attrs: dict[str, Any], rows: int) -> int:
+        """Bytes of a state of `rows` rows."""
+        length, dtype = self.state(arity, attrs)
+        return rows * length * np.dtype(dtype).itemsize
+
+    def empty(self, arity: int, attrs: dict[str, Any], rows: int) -> Array:
+        """A zeroed state of `rows` rows."""
+        length, dtype = self.state(arity, attrs)
+        return np.zeros((rows, length), dtype=dtype)

@@ -1,0 +1,81 @@
+"""Lock files: a plan together with what it resolved to, so that a later run is provably the same."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from mergegraph.errors import PlanError, Problem
+
+LOCK_SUFFIX = ".lock.json"
+
+
+class _Lock(BaseModel):
+    """The file's schema. Everything but plan, file, seed and fingerprint is for readers."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    mergegraph_lock: Literal[1]
+    version: str
+    file: str
+    plan: str
+    seed: int | None
+    fingerprint: str
+    inputs: list[dict[str, Any]]
+    parameters: list[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Lock:
+    """What a run takes from a lock file: the plan's text and name, its seed, and the fingerprint to meet."""
+
+    file: str
+    plan: str
+    seed: int | None
+    fingerprint: str
+
+
+def lock_text(
+    *,
+    version: str,
+    file: str,
+    plan: str,
+    seed: int | None,
+    fingerprint: str,
+    inputs: list[dict[str, Any]],
+    parameters: list[dict[str, Any]],
+) -> str:
+    """Return the text of a lock file."""
+    lock = _Lock(
+        mergegraph_lock=1,
+        version=version,
+        file=file,
+        plan=plan,
+        seed=seed,
+        fingerprint=fingerprint,
+        inputs=inputs,
+        parameters=parameters,
+    )
+    return json.dumps(lock.model_dump(), indent=2, ensure_ascii=False) + "\n"
+
+
+def read_lock(text: str, file: str) -> Lock:
+    """Read a lock file.
+
+    Raises:
+        PlanError: it is not one.
+    """
+    try:
+        lock = _Lock.model_validate_json(text)
+    except ValidationError as error:
+        hint = "make it anew with: mergegraph plan PLAN.yml"
+        raise PlanError(
+            [
+                Problem(f"{'.'.join(map(str, e['loc'])) or 'the file'}: {e['msg']}", file, hint=hint)
+                for e in error.errors()
+            ]
+        ) from error
+    return Lock(lock.file, lock.plan, lock.seed, lock.fingerprint)

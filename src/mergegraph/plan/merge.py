@@ -1,0 +1,350 @@
+"""Merge plans: the YAML of ``mergekit-yaml``, checked completely and with a line for every value.
+
+Keys and meaning are those of that tool, with three differences: unknown keys are errors, everything that
+is wrong is reported at once, and there are two keys of our own, ``seed`` and ``unmatched``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from mergegraph.errors import did_you_mean
+from mergegraph.graph.node import Origin
+from mergegraph.plan.source import Entry, Located, Problems, load_yaml
+from mergegraph.plan.values import (
+    ModelRef,
+    Parameters,
+    check_keys,
+    read_dtype,
+    read_layer_range,
+    read_model_ref,
+    read_parameters,
+)
+from mergegraph.tensorspec import DType
+
+Unmatched = Literal["error", "copy", "drop"]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One model that goes into a slice, or (without `layer_range`) into the whole merge."""
+
+    model: ModelRef
+    layer_range: tuple[int, int] | None
+    parameters: Parameters
+    origin: Origin
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """A run of output layers, merged from equally many layers of each source."""
+
+    sources: tuple[Source, ...]
+    base_model: ModelRef | None
+    parameters: Parameters
+    origin: Origin
+
+
+@dataclass(frozen=True, slots=True)
+class RawValue:
+    """A plain YAML value that the compiler, not the plan, gives a meaning; and its line."""
+
+    value: Any
+    origin: Origin
+
+
+@dataclass(frozen=True, slots=True)
+class MergePlan:
+    """A merge plan as written. Exactly one of `models` and `slices` is not empty.
+
+    `unmatched` says what becomes of a tensor that only some inputs have. `notes` are remarks for the
+    user about keys that are accepted without effect. `text` is the original YAML.
+    """
+
+    method: str
+    method_origin: Origin
+    models: tuple[Source, ...]
+    slices: tuple[Slice, ...]
+    base_model: ModelRef | None
+    base_origin: Origin | None
+    parameters: Parameters
+    dtype: DType | None
+    out_dtype: DType | None
+    tokenizer_source: RawValue | None
+    tokenizer: RawValue | None
+    chat_template: RawValue | None
+    seed: int | None
+    unmatched: Unmatched
+    notes: tuple[str, ...]
+    text: str
+    file: str
+
+    def sources(self) -> tuple[Source, ...]:
+        """Return the sources of all models or slices, in file order."""
+        return self.models or tuple(source for part in self.slices for source in part.sources)
+
+    def referenced_models(self) -> tuple[ModelRef, ...]:
+        """Return every model once, in file order.
+
+        A base model that is also listed comes first if ``base_model:`` stands above the list; one that
+        is not listed comes last.
+        """
+        sources = self.sources()
+        listed = [source.model for source in sources]
+        bases = [part.base_model for part in self.slices if part.base_model is not None]
+        if self.base_model is None or self.base_origin is None:
+            return tuple(dict.fromkeys(listed + bases))
+        ahead = self.base_model in listed and self.base_origin.line < sources[0].origin.line
+        order = [self.base_model, *listed, *bases] if ahead else [*listed, self.base_model, *bases]
+        return tuple(dict.fromkeys(order))
+
+
+_KEYS = (
+    "merge_method",
+    "models",
+    "slices",
+    "modules",
+    "base_model",
+    "dtype",
+    "out_dtype",
+    "tokenizer_source",
+    "tokenizer",
+    "chat_template",
+    "parameters",
+    "seed",
+    "unmatched",
+)
+_MOE_KEYS = ("experts", "gate_mode")
+
+
+def parse_plan(text: str, file: str) -> MergePlan:
+    """Read a merge plan; `file` is its name in messages.
+
+    Raises:
+        PlanError: with everything that is wrong, in line order.
+    """
+    problems = Problems()
+    root = load_yaml(text, file, problems)
+    if root.entries is None:
+        hint = "write merge_method: NAME and models: at the top level"
+        problems.add(f"a plan must be a mapping, not {root.kind()}", root.origin, hint)
+        problems.raise_if_any()
+    return _Reader(root, problems).plan(text, file)
+
+
+class _Reader:
+    """Reads one plan, noting problems as it goes."""
+
+    def __init__(self, root: Located, problems: Problems) -> None:
+        self.root = root
+        self.problems = problems
+        self.notes: list[str] = []
+
+    def plan(self, text: str, file: str) -> MergePlan:
+        self._refuse_moe()
+        check_keys(self.root, _KEYS, "a merge plan", self.problems)
+        method, method_origin = self._method()
+        models, slices = self._inputs()
+        base = self._given(self.root, "base_model")
+        plan = MergePlan(
+            method=method,
+            method_origin=method_origin,
+            models=models,
+            slices=slices,
+            base_model=self._base(self.root),
+            base_origin=None if base is None else base.origin,
+            parameters=self._parameters(self.root),
+            dtype=self._dtype("dtype"),
+            out_dtype=self._dtype("out_dtype"),
+            tokenizer_source=self._raw("tokenizer_source", "union, base or a model", str, dict),
+            tokenizer=self._tokenizer(),
+            chat_template=self._raw("chat_template", "a string", str),
+            seed=self._seed(),
+            unmatched=self._unmatched(),
+            notes=tuple(self.notes),
+            text=text,
+            file=file,
+        )
+        self.problems.raise_if_any()
+        return plan
+
+    def _refuse_moe(self) -> None:
+        """Stop at a plan of the other kind: its keys would all be reported as unknown."""
+        entries = self.root.entries or {}
+        found = next((entries[key] for key in _MOE_KEYS if key in entries), None)
+        if found is not None:
+            message = f"this is a plan for a mixture of experts (it has {found.key!r})"
+            self.problems.add(message, found.origin, "this version supports merge plans only")
+            self.problems.raise_if_any()
+
+    def _given(self, mapping: Located, key: str) -> Entry | None:
+        """Return the entry of an optional key; null means that it is not set."""
+        entry = (mapping.entries or {}).get(key)
+        return None if entry is None or entry.value.value is None else entry
+
+    def _parameters(self, mapping: Located) -> Parameters:
+        entry = self._given(mapping, "parameters")
+        return {} if entry is None else read_parameters(entry, self.problems)
+
+    def _base(self, mapping: Located) -> ModelRef | None:
+        entry = self._given(mapping, "base_model")
+        return None if entry is None else read_model_ref(entry.value, self.problems)
+
+    def _dtype(self, key: str) -> DType | None:
+        entry = self._given(self.root, key)
+        return None if entry is None else read_dtype(entry, self.problems)
+
+    def _method(self) -> tuple[str, Origin]:
+        entry = (self.root.entries or {}).get("merge_method")
+        if entry is None:
+            self.problems.add("merge_method is missing", self.root.origin, "add merge_method: NAME")
+            return "", self.root.origin
+        if not isinstance(entry.value.value, str) or not entry.value.value:
+            message = f"merge_method must be the name of a method, not {entry.value.kind()}"
+            self.problems.add(message, entry.origin, "for example merge_method: slerp")
+            return "", entry.origin
+        return entry.value.value, entry.origin
+
+    def _inputs(self) -> tuple[tuple[Source, ...], tuple[Slice, ...]]:
+        models, slices, modules = (self._given(self.root, k) for k in ("models", "slices", "modules"))
+        if modules is not None:
+            hint = "merge the language model alone, with models: or slices:"
+            self.problems.add("'modules' is not supported by this version", modules.origin, hint)
+        elif models is not None and slices is not None:
+            first, second = sorted((models, slices), key=lambda entry: entry.origin.line)
+            message = f"models and slices cannot both be given ({first.key} is on line {first.origin.line})"
+            self.problems.add(message, second.origin, "remove one of them")
+        elif models is None and slices is None:
+            self.problems.add("the plan merges nothing", self.root.origin, "add models: or slices:")
+        sources = [self._source(item, sliced=False) for item in self._list(models, "a model: entry")]
+        kept = tuple(source for source in sources if source is not None)
+        self._refuse_repeats(kept, "models")
+        parts = [self._slice(item) for item in self._list(slices, "a sources: entry")]
+        return kept, tuple(part for part in parts if part is not None)
+
+    def _list(self, entry: Entry | None, wants: str) -> tuple[Located, ...]:
+        if entry is None:
+            return ()
+        if entry.value.items is None:
+            message = f"{entry.key} must be a list, not {entry.value.kind()}"
+            self.problems.add(message, entry.origin, f"start each item with a dash: - {wants}")
+        elif not entry.value.items:
+            self.problems.add(f"{entry.key} is empty", entry.origin, f"add {wants}")
+        return entry.value.items or ()
+
+    def _mapping(self, item: Located, keys: tuple[str, ...], what: str) -> bool:
+        """Check that an item is a mapping with only known keys."""
+        if item.entries is None:
+            hint = f"write {keys[0]}: …, and the other keys below it"
+            self.problems.add(f"{what} must be a mapping, not {item.kind()}", item.origin, hint)
+            return False
+        check_keys(item, keys, what, self.problems)
+        return True
+
+    def _source(self, item: Located, *, sliced: bool) -> Source | None:
+        what = "a source" if sliced else "a model"
+        keys = ("model", "layer_range", "parameters") if sliced else ("model", "parameters")
+        if not self._mapping(item, keys, what):
+            return None
+        entries = item.entries or {}
+        model = None
+        if "model" in entries:
+            model = read_model_ref(entries["model"].value, self.problems)
+        else:
+            self.problems.add(f"{what} needs the key 'model'", item.origin, "add model: PATH")
+        layers = None
+        if sliced and "layer_range" in entries:
+            layers = read_layer_range(entries["layer_range"], self.problems)
+        elif sliced:
+            hint = "add layer_range: [start, end]"
+            self.problems.add("a source needs the key 'layer_range'", item.origin, hint)
+        parameters = self._parameters(item)
+        return None if model is None else Source(model, layers, parameters, item.origin)
+
+    def _slice(self, item: Located) -> Slice | None:
+        keys = ("sources", "base_model", "parameters", "residual_weight")
+        if not self._mapping(item, keys, "a slice"):
+            return None
+        entry = (item.entries or {}).get("sources")
+        if entry is None:
+            self.problems.add("a slice needs the key 'sources'", item.origin, "add sources: with a list")
+        read = [self._source(source, sliced=True) for source in self._list(entry, "a model: entry")]
+        sources = tuple(source for source in read if source is not None)
+        self._refuse_repeats(sources, "a slice")
+        self._compare_lengths(sources)
+        residual = self._given(item, "residual_weight")
+        if residual is not None:
+            self.notes.append(f"{residual.origin}: residual_weight has no effect; no merge method uses it")
+        return Slice(sources, self._base(item), self._parameters(item), item.origin)
+
+    def _refuse_repeats(self, sources: tuple[Source, ...], where: str) -> None:
+        seen: dict[ModelRef, Source] = {}
+        for source in sources:
+            first = seen.setdefault(source.model, source)
+            if first is not source:
+                first_line = first.origin.line
+                message = f"the model {source.model} is listed twice in {where} (first on line {first_line})"
+                self.problems.add(message, source.origin, "remove one, or put them into slices of their own")
+
+    def _compare_lengths(self, sources: tuple[Source, ...]) -> None:
+        ranges = [(source, source.layer_range) for source in sources if source.layer_range is not None]
+        for source, (start, end) in ranges[1:]:
+            first = ranges[0][1]
+            if end - start != first[1] - first[0]:
+                message = (
+                    f"the sources of a slice have different lengths: [{start}, {end}] is "
+                    f"{end - start} layers, [{first[0]}, {first[1]}] is {first[1] - first[0]}"
+                )
+                self.problems.add(message, source.origin, "give every source the same number of layers")
+
+    def _raw(self, key: str, wants: str, *types: type) -> RawValue | None:
+        entry = self._given(self.root, key)
+        if entry is None:
+            return None
+        if not isinstance(entry.value.value, types):
+            message = f"{key} must be {wants}, not {entry.value.kind()}"
+            self.problems.add(message, entry.origin, f"write {key}: and {wants}")
+            return None
+        return RawValue(entry.value.plain(), entry.origin)
+
+    def _tokenizer(self) -> RawValue | None:
+        raw = self._raw("tokenizer", "a mapping", dict)
+        entry, source = (self._given(self.root, k) for k in ("tokenizer", "tokenizer_source"))
+        if raw is None or entry is None:
+            return None
+        if source is not None:
+            second = max(entry.origin, source.origin, key=lambda origin: origin.line)
+            message = "tokenizer_source and tokenizer cannot both be given"
+            self.problems.add(message, second, "remove one of them")
+        check_keys(entry.value, ("source", "tokens", "pad_to_multiple_of"), "tokenizer", self.problems)
+        tokens = self._given(entry.value, "tokens")
+        if tokens is not None and tokens.value.entries is None:
+            message = f"tokens must be a mapping, not {tokens.value.kind()}"
+            self.problems.add(message, tokens.origin, "write TOKEN: {source: …}")
+        for token in (tokens.value.entries or {}).values() if tokens is not None else ():
+            self._mapping(token.value, ("source", "force"), f"the token {token.key!r}")
+        return raw
+
+    def _seed(self) -> int | None:
+        entry = self._given(self.root, "seed")
+        if entry is None:
+            return None
+        seed = entry.value.value
+        if type(seed) is int and 0 <= seed < 2**63:
+            return seed
+        self.problems.add("seed must be an integer from 0 to 2^63 - 1", entry.origin, "for example seed: 1")
+        return None
+
+    def _unmatched(self) -> Unmatched:
+        entry = self._given(self.root, "unmatched")
+        choices: tuple[Unmatched, ...] = get_args(Unmatched)
+        if entry is None:
+            return "error"
+        for choice in choices:
+            if entry.value.value == choice:
+                return choice
+        near = did_you_mean(str(entry.value.value), choices)
+        message = f"unmatched must be one of {', '.join(choices)}"
+        self.problems.add(message, entry.origin, near or "error refuses tensors that only some models have")
+        return "error"

@@ -1,0 +1,79 @@
+"""What a run tells whoever watches it, and what it reports at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+Stage = Literal["read", "compute", "write"]
+
+
+@dataclass(frozen=True, slots=True)
+class RunReport:
+    """What a finished run did.
+
+    Attributes:
+        out: the published checkpoint.
+        tensors: output tensors, of which `merged` were computed, `copied` copied, `dropped` inputs unused.
+        bytes_read: bytes read from inputs, every pass counted.
+        bytes_written: bytes of tensor data written.
+        seconds: wall time of the run, from opening the output to publishing it.
+        peak_rss: highest resident size of the process, bytes.
+        peak_working: the part of it beyond what the process held when the run was asked for.
+        budget: the ``--memory`` bound, which `plan_peak` was proven to stay within.
+        stages: seconds that workers spent reading, computing and writing, summed over workers.
+        bound: the stage that took most.
+        nonfinite: number of NaN or infinite elements by output tensor, where there are any.
+        resumed: tensors taken over from an interrupted run.
+    """
+
+    out: Path
+    tensors: int
+    merged: int
+    copied: int
+    dropped: int
+    bytes_read: int
+    bytes_written: int
+    seconds: float
+    peak_rss: int
+    peak_working: int
+    budget: int
+    plan_peak: int
+    stages: dict[Stage, float]
+    bound: Stage
+    nonfinite: dict[str, int]
+    resumed: int
+    device: str
+    threads: int
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The run begins: `total_bytes` to read and write for `outputs` tensors."""
+
+    total_bytes: int
+    outputs: int
+
+
+@dataclass(frozen=True, slots=True)
+class Advanced:
+    """Some work is done. All counts are since the start; `tensor` finished or progressed last."""
+
+    done_bytes: int
+    total_bytes: int
+    read_bytes: int
+    written_bytes: int
+    tensor: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The run is complete and published."""
+
+    report: RunReport
+
+
+Event = Started | Advanced | Finished
+OnEvent = Callable[[Event], None]

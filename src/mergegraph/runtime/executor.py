@@ -1,0 +1,220 @@
+"""The coordinator: hands out jobs in schedule order, absorbs results, and alone owns state.
+
+Large programs go out as ranges of tiles, so one big tensor keeps every worker busy; small ones go out
+in batches that a worker drives by itself. At most `JOBS_PER_WORKER` pieces of work per worker are out
+at any time, which is what the memory proof of `mergegraph.schedule.memory` counts.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from mergegraph.runtime.codecache import load_source
+from mergegraph.runtime.progress import Job, JobResult, Progress, Tally
+from mergegraph.runtime.tilecode import tile_source
+from mergegraph.runtime.tiles import PhaseFunction, copy_tile, generated, warm_up
+from mergegraph.runtime.workers import Batch, Failure, Outcome, Pool, Work, Worker, checksum
+from mergegraph.schedule.memory import JOB_TILES, JOBS_PER_WORKER
+from mergegraph.schedule.schedule import Schedule
+from mergegraph.schedule.tiling import Phase, Program
+from mergegraph.storage.journal import Journal
+from mergegraph.storage.reader import Reader
+from mergegraph.storage.writer import OutputWriter
+
+BATCH_PROGRAMS = 64
+"""Most small programs in one batch."""
+
+OnProgress = Callable[[Tally, Program], None]
+
+
+def piece_id(program: Program) -> str:
+    """How the journal names a piece: its tensor and, beyond the first piece, its byte offset."""
+    return f"{program.tensor}\n{program.offset}" if program.offset else program.tensor
+
+
+@dataclass(slots=True)
+class Outcomes:
+    """What a run did: the sum of all work, and the checksum and non-finite count of every piece."""
+
+    tally: Tally = field(default_factory=Tally)
+    checksums: dict[str, str] = field(default_factory=dict)
+    nonfinite: dict[str, int] = field(default_factory=dict)
+    resumed: int = 0
+
+
+def execute(
+    schedule: Schedule,
+    reader: Reader,
+    writer: OutputWriter,
+    journal: Journal,
+    devices: tuple[str, ...],
+    on_progress: OnProgress,
+) -> Outcomes:
+    """Run every program that the journal does not already hold, and journal each as it finishes."""
+    outcomes = Outcomes()
+    todo = [p for p in schedule.programs if not _already_done(p, writer, journal, outcomes, on_progress)]
+    tables = {device: phase_functions(todo, device) for device in dict.fromkeys(devices)}
+    names = [devices[i % len(devices)] for i in range(schedule.workers)]
+    coordinator = _Coordinator(schedule, iter(todo), journal, outcomes, on_progress)
+    with Pool([Worker(reader, writer, tables[name]) for name in names]) as pool:
+        coordinator.run(pool, JOBS_PER_WORKER * len(names))
+    return outcomes
+
+
+def phase_functions(programs: list[Program], device: str) -> dict[int, PhaseFunction]:
+    """Compile every distinct phase, before any worker needs it. Equal structures share their code."""
+    table: dict[int, PhaseFunction] = {}
+    seen: set[str] = set()
+    for program in programs:
+        for phase in program.phases:
+            if id(phase) not in table:
+                table[id(phase)] = copy_tile if program.raw else _function(phase, device, seen)
+    return table
+
+
+def _function(phase: Phase, device: str, seen: set[str]) -> PhaseFunction:
+    if device == "cpu" and phase.generated:
+        source = tile_source(phase)
+        run = load_source(source)
+        if source not in seen:
+            seen.add(source)
+            warm_up(phase, run)
+        return generated(phase, run)
+    from mergegraph.runtime.interpret import interpreted  # loads torch, which a CPU run does without
+
+    return interpreted(phase, device)
+
+
+class _Coordinator:
+    def __init__(
+        self,
+        schedule: Schedule,
+        programs: Iterator[Program],
+        journal: Journal,
+        outcomes: Outcomes,
+        on_progress: OnProgress,
+    ) -> None:
+        self._tile = schedule.tile
+        self._small = JOB_TILES * schedule.tile
+        self._programs = programs
+        self._held: Program | None = None
+        self._ready: deque[Job] = deque()
+        self._running: dict[int, Progress] = {}
+        self._journal = journal
+        self._outcomes = outcomes
+        self._on_progress = on_progress
+
+    def run(self, pool: Pool, limit: int) -> None:
+        """Keep up to `limit` pieces of work out until nothing is left; raise what a worker raised."""
+        out = 0
+        while True:
+            while out < limit and (work := self._next()) is not None:
+                pool.inbox.put(work)
+                out += 1
+            if out == 0:
+                return
+            self._absorb(pool.outbox.get())
+            out -= 1
+
+    def _next(self) -> Work | None:
+        if self._ready:
+            return self._ready.popleft()
+        batch = self._batch()
+        if batch:
+            return batch
+        program = self._take()
+        if program is None:
+            return None
+        progress = Progress(program, self._tile)
+        self._running[id(program)] = progress
+        self._ready.extend(progress.start())
+        return self._ready.popleft()
+
+    def _batch(self) -> Batch:
+        """The next run of small programs, up to one job's worth of elements."""
+        batch: list[Progress] = []
+        elements = 0
+        while len(batch) < BATCH_PROGRAMS and (program := self._take()) is not None:
+            if program.spec.numel > self._small or elements + program.spec.numel > self._small:
+                self._held = program
+                break
+            elements += program.spec.numel
+            batch.append(Progress(program, self._tile))
+        return tuple(batch)
+
+    def _take(self) -> Program | None:
+        program, self._held = self._held, None
+        return program if program is not None else next(self._programs, None)
+
+    def _absorb(self, outcome: Outcome) -> None:
+        match outcome:
+            case Failure(error):
+                raise error
+            case JobResult(job=job):
+                progress = self._running[id(job.program)]
+                # The next phase goes first: its sources are still in the page cache.
+                self._ready.extendleft(reversed(progress.absorb(outcome)))
+                self._count(outcome.tally, job.program)
+                if progress.done:
+                    del self._running[id(job.program)]
+                    self._finish(progress)
+            case _:
+                for progress in outcome:
+                    self._count(progress.tally, progress.program)
+                    self._finish(progress)
+
+    def _count(self, tally: Tally, program: Program) -> None:
+        self._outcomes.tally.add(tally)
+        self._on_progress(self._outcomes.tally, program)
+
+    def _finish(self, progress: Progress) -> None:
+        program, tally = progress.program, progress.tally
+        piece = piece_id(program)
+        self._outcomes.checksums[piece] = f"{tally.checksum:016x}"
+        if tally.nonfinite:
+            known = self._outcomes.nonfinite.get(program.tensor, 0)
+            self._outcomes.nonfinite[program.tensor] = known + tally.nonfinite
+        self._journal.record(piece, f"{tally.checksum:016x}:{tally.nonfinite}")
+
+
+def _already_done(
+    program: Program, writer: OutputWriter, journal: Journal, outcomes: Outcomes, on_progress: OnProgress
+) -> bool:
+    """Whether an interrupted run finished `program`, and its bytes are still what it wrote."""
+    piece = piece_id(program)
+    recorded, _, nonfinite = journal.done.get(piece, "").partition(":")
+    if not recorded or f"{piece_checksum(program, writer.read_back):016x}" != recorded:
+        return False
+    outcomes.checksums[piece] = recorded
+    outcomes.resumed += 1
+    if int(nonfinite):
+        known = outcomes.nonfinite.get(program.tensor, 0)
+        outcomes.nonfinite[program.tensor] = known + int(nonfinite)
+    outcomes.tally.add(Tally(read=program.streamed_bytes, written=program.spec.nbytes))
+    on_progress(outcomes.tally, program)
+    return True
+
+
+ReadBack = Callable[[str, int, "np.ndarray[tuple[int], np.dtype[np.uint8]]"], None]
+
+
+def piece_checksum(program: Program, read_back: ReadBack) -> int:
+    """The checksum of a piece as it is on disk, read in bounded steps."""
+    return stored_checksum(program.tensor, program.offset, program.spec.nbytes, read_back)
+
+
+def stored_checksum(tensor: str, offset: int, size: int, read_back: ReadBack) -> int:
+    """The checksum of `size` stored bytes of `tensor` from byte `offset` on."""
+    total, step = 0, 1 << 20
+    buffer = np.empty(min(step, max(size, 1)), dtype=np.uint8)
+    for begin in range(0, size, step):
+        part = buffer[: min(step, size - begin)]
+        read_back(tensor, offset + begin, part)
+        total += checksum(part, begin)
+    return total % 2**64
+
+

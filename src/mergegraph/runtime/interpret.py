@@ -1,0 +1,74 @@
+"""Running a phase op by op with torch: on a GPU, and for ops that say nothing about one element."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mergegraph.graph.node import Node
+from mergegraph.kernels.reduction import Array
+from mergegraph.runtime.tiles import Arena, PhaseFunction, Tile
+from mergegraph.schedule.tiling import Phase
+from mergegraph.tensorspec import DType
+
+_TORCH = {
+    DType.BF16: torch.bfloat16,
+    DType.F16: torch.float16,
+    DType.F32: torch.float32,
+    DType.F64: torch.float64,
+}
+
+
+def interpreted(phase: Phase, device: str) -> PhaseFunction:
+    """Return a function that runs `phase` on tiles with torch on `device`."""
+
+    def function(tile: Tile, _: Arena) -> int:
+        values: dict[bytes, Any] = dict(tile.job.values)
+        for load, raw in zip(phase.loads, tile.inputs, strict=True):
+            values[load.key] = _shaped(torch.from_numpy(raw).view(_TORCH[load.spec.dtype]), load, phase).to(device)
+        for node in phase.body:
+            values[node.key] = _apply(node, values)
+        for reduction, state in zip(phase.reductions, tile.states, strict=True):
+            _fold(reduction, values, state, phase.chunk)
+        return _store(phase, values, tile)
+
+    return function
+
+
+def _shaped(flat: Tensor, load: Node, phase: Phase) -> Tensor:
+    """Rows and whole tensors are seen in their own shape; elementwise tiles stay flat."""
+    if phase.unit == 1:
+        return flat
+    if flat.numel() == load.spec.numel:
+        return flat.reshape(load.spec.shape)
+    return flat.reshape(-1, load.spec.shape[-1])
+
+
+def _apply(node: Node, values: dict[bytes, Any]) -> Tensor:
+    compute = _TORCH[node.spec.dtype.compute]
+    operands = [values[x.key] if x.is_stat else values[x.key].to(compute) for x in node.inputs]
+    result: Tensor = node.op.implementation(*operands, **node.attributes)
+    return result
+
+
+def _fold(reduction: Node, values: dict[bytes, Any], state: Array, chunk: int) -> None:
+    kernel = reduction.op.implementation
+    wide = any(x.spec.dtype is DType.F64 for x in reduction.inputs if not x.is_stat)
+    compute = torch.float64 if wide else torch.float32
+    tensors = [values[x.key].to(compute).reshape(-1) for x in reduction.inputs if not x.is_stat]
+    stats = [values[x.key] for x in reduction.inputs if x.is_stat]
+    for row, begin in enumerate(range(0, tensors[0].numel(), chunk)):
+        part = [x[begin : begin + chunk] for x in tensors]
+        state[row if kernel.per_chunk else 0] += kernel.fold_tensors(part, stats, reduction.attributes)
+
+
+def _store(phase: Phase, values: dict[bytes, Any], tile: Tile) -> int:
+    if phase.result is None or tile.output is None:
+        return 0
+    dtype = _TORCH[phase.result.spec.dtype]
+    result: Tensor = values[phase.result.key].to(dtype).reshape(-1)
+    np.copyto(tile.output, result.cpu().contiguous().view(torch.uint8).numpy())
+    return int((~torch.isfinite(result)).sum())

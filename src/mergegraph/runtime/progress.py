@@ -1,0 +1,135 @@
+"""The state of one program while it runs: which phase, which values, what is still out.
+
+A state machine without threads or files. The coordinator drives large programs job by job; a worker
+drives a small one from start to end by itself, through the same steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from mergegraph.graph.node import Node
+from mergegraph.kernels.reduction import Array
+from mergegraph.schedule.memory import JOB_TILES, arity, tile_elements
+from mergegraph.schedule.tiling import Phase, Program
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A range of tiles of one phase of one program.
+
+    `begin` and `end` count elements of the piece; `values` are the statistics known by now.
+    """
+
+    program: Program
+    phase: Phase
+    begin: int
+    end: int
+    tile: int
+    values: dict[bytes, Array]
+
+
+@dataclass(slots=True)
+class Tally:
+    """What some work cost and found; tallies add up."""
+
+    read: int = 0
+    written: int = 0
+    checksum: int = 0
+    nonfinite: int = 0
+    read_seconds: float = 0.0
+    compute_seconds: float = 0.0
+    write_seconds: float = 0.0
+
+    def add(self, other: Tally) -> None:
+        """Accumulate `other`."""
+        self.read += other.read
+        self.written += other.written
+        self.checksum = (self.checksum + other.checksum) % 2**64
+        self.nonfinite += other.nonfinite
+        self.read_seconds += other.read_seconds
+        self.compute_seconds += other.compute_seconds
+        self.write_seconds += other.write_seconds
+
+
+@dataclass(slots=True)
+class JobResult:
+    """The outcome of one job: a tally, and one array of state rows per reduction of the phase."""
+
+    job: Job
+    tally: Tally
+    states: list[Array]
+
+
+@dataclass(slots=True)
+class Progress:
+    """One program under way. `pending` jobs of the current phase are not absorbed yet."""
+
+    program: Program
+    tile: int
+    level: int = 0
+    pending: int = 0
+    values: dict[bytes, Array] = field(default_factory=dict)
+    states: list[Array] = field(default_factory=list)
+    tally: Tally = field(default_factory=Tally)
+
+    @property
+    def done(self) -> bool:
+        """Whether every phase is complete."""
+        return self.level == len(self.program.phases)
+
+    def start(self) -> list[Job]:
+        """Enter the first phase and return its jobs; an empty tensor may have none in any phase."""
+        return self._enter()
+
+    def absorb(self, result: JobResult) -> list[Job]:
+        """Take in one result; return the jobs of the next phase if this one is now complete."""
+        self.tally.add(result.tally)
+        phase = result.job.phase
+        first = result.job.begin // phase.chunk
+        for reduction, state, part in zip(phase.reductions, self.states, result.states, strict=True):
+            if reduction.op.implementation.per_chunk:
+                state[first : first + len(part)] = part
+            else:
+                state += part
+        self.pending -= 1
+        return self._leave() if self.pending == 0 else []
+
+    def _enter(self) -> list[Job]:
+        phase = self.program.phases[self.level]
+        for node in phase.small:
+            self.values[node.key] = evaluate(node, self.values)
+        numel = self.program.spec.numel
+        self.states = [_state(r, numel, phase) for r in phase.reductions]
+        jobs = list(self._jobs(phase, numel))
+        self.pending = len(jobs)
+        return jobs or self._leave()
+
+    def _leave(self) -> list[Job]:
+        phase = self.program.phases[self.level]
+        for reduction, state in zip(phase.reductions, self.states, strict=True):
+            kernel = reduction.op.implementation
+            self.values[reduction.key] = kernel.finalise(state, arity(reduction), reduction.attributes)
+        self.states = []
+        self.level += 1
+        return [] if self.done else self._enter()
+
+    def _jobs(self, phase: Phase, numel: int) -> Iterator[Job]:
+        tile = tile_elements(phase, self.tile)
+        for begin in range(0, numel, JOB_TILES * tile):
+            end = min(numel, begin + JOB_TILES * tile)
+            yield Job(self.program, phase, begin, end, tile, self.values)
+
+
+def _state(reduction: Node, numel: int, phase: Phase) -> Array:
+    kernel = reduction.op.implementation
+    rows = kernel.rows(numel, phase.chunk)
+    state: Array = kernel.empty(arity(reduction), reduction.attributes, rows)
+    return state if kernel.per_chunk else state.astype("int64")
+
+
+def evaluate(node: Node, values: dict[bytes, Array]) -> Array:
+    """Compute a SMALL node from known statistics."""
+    value: Array = node.op.implementation(*(values[x.key] for x in node.inputs), **node.attributes)
+    return value

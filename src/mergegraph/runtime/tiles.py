@@ -1,0 +1,116 @@
+"""Running one phase on one tile: as generated code, as torch calls, or as a plain copy.
+
+A `TileRunner` owns the buffers of one worker and reuses them for every tile it ever runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from mergegraph.errors import TensorValueError
+from mergegraph.graph.node import Node
+from mergegraph.kernels import fused
+from mergegraph.kernels.reduction import Array
+from mergegraph.runtime.progress import Job
+from mergegraph.schedule.memory import arity
+from mergegraph.schedule.tiling import Phase
+from mergegraph.tensorspec import DType
+
+STORAGE = {DType.BF16: np.uint16, DType.F16: np.uint16, DType.F32: np.float32, DType.F64: np.float64}
+"""How tiles of each arithmetic dtype lie in memory."""
+
+
+class Arena:
+    """Named scratch buffers that grow to the largest size asked for and are then reused."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, Array] = {}
+
+    def bytes(self, name: str, size: int) -> Array:
+        """A uint8 view of `size` bytes of buffer `name`; earlier contents may still be there."""
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.nbytes < size:
+            buffer = self._buffers[name] = np.empty(max(size, 1), dtype=np.uint8)
+        return buffer[:size]
+
+
+@dataclass(slots=True)
+class Tile:
+    """One tile under way: its stored inputs (raw bytes, one per load) and where the output goes."""
+
+    job: Job
+    begin: int
+    count: int
+    inputs: list[Array]
+    output: Array | None
+    states: list[Array]
+
+
+class PhaseFunction(Protocol):
+    """Compute a tile: fill its output or add to its states; return the count of non-finite outputs."""
+
+    def __call__(self, tile: Tile, arena: Arena) -> int:
+        """Run on one tile."""
+
+
+def copy_tile(tile: Tile, _: Arena) -> int:
+    """Pass the bytes of the first input on, after comparing the others with it.
+
+    Raises:
+        TensorValueError: inputs that must be identical are not.
+    """
+    for other in tile.inputs[1:]:
+        if not np.array_equal(tile.inputs[0], other):
+            name = tile.job.program.tensor
+            raise TensorValueError(
+                name,
+                f"the inputs hold different values, and {tile.job.program.spec.dtype.torch_name} "
+                "tensors cannot be merged arithmetically",
+                hint="make them equal, or take this tensor from one model only",
+            )
+    tile.output = tile.inputs[0]
+    return 0
+
+
+def generated(phase: Phase, run: Callable[..., Any]) -> PhaseFunction:
+    """Wrap the compiled function of `phase`; see `mergegraph.runtime.tilecode.tile_source`."""
+    inputs = [STORAGE[load.spec.dtype] for load in phase.loads]
+    stats = [stat.key for stat in phase.stats]
+    folds = [(f"block{i}", arity(r), STORAGE[block_dtype(r)]) for i, r in enumerate(phase.reductions)]
+    result = STORAGE[phase.result.spec.dtype] if phase.result is not None else None
+
+    def function(tile: Tile, arena: Arena) -> int:
+        args: list[Any] = [tile.count]
+        args += [raw.view(dtype) for raw, dtype in zip(tile.inputs, inputs, strict=True)]
+        args += [tile.job.values[key] for key in stats]
+        for (name, rows, dtype), state in zip(folds, tile.states, strict=True):
+            size = rows * fused.BLOCK * np.dtype(dtype).itemsize
+            args += [state, arena.bytes(name, size).view(dtype).reshape(rows, fused.BLOCK)]
+        if tile.output is not None:
+            args.append(tile.output.view(result))
+        return int(run(*args))
+
+    return function
+
+
+def warm_up(phase: Phase, run: Callable[..., Any]) -> None:
+    """Compile `run` for the argument types of `phase` by calling it on an empty tile."""
+    args: list[Any] = [0]
+    args += [np.empty(0, STORAGE[load.spec.dtype]) for load in phase.loads]
+    args += [np.zeros(max(1, s.spec.numel), np.int64 if s.spec.dtype is DType.I64 else np.float64) for s in phase.stats]
+    for r in phase.reductions:
+        state = r.op.implementation.empty(arity(r), r.attributes, 1)
+        args += [state, np.empty((arity(r), fused.BLOCK), STORAGE[block_dtype(r)])]
+    if phase.result is not None:
+        args.append(np.empty(0, STORAGE[phase.result.spec.dtype]))
+    run(*args)
+
+
+def block_dtype(reduction: Node) -> DType:
+    """The dtype in which a REDUCE node sees its operands: the widest of their compute dtypes."""
+    wide = any(x.spec.dtype is DType.F64 for x in reduction.inputs if not x.is_stat)
+    return DType.F64 if wide else DType.F32

@@ -1,0 +1,167 @@
+"""Worker threads: take a job, read tiles, compute, write tiles, hand back a result.
+
+A worker owns its buffers and touches nothing shared but the reader, the writer and two queues. Only
+the coordinator (`mergegraph.runtime.executor`) owns state.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from queue import SimpleQueue
+from threading import Thread
+from time import perf_counter
+
+import numpy as np
+
+from mergegraph.kernels import fused
+from mergegraph.kernels.reduction import Array
+from mergegraph.runtime.progress import Job, JobResult, Progress, Tally
+from mergegraph.runtime.tiles import Arena, PhaseFunction, Tile
+from mergegraph.schedule.memory import arity
+from mergegraph.schedule.tiling import Phase
+from mergegraph.storage.reader import Reader
+from mergegraph.storage.writer import OutputWriter
+
+Batch = tuple[Progress, ...]
+"""Small programs that a worker drives from start to end by itself."""
+
+
+@dataclass(slots=True)
+class Failure:
+    """A job that raised; the coordinator re-raises it."""
+
+    error: BaseException
+
+
+Work = Job | Batch
+Outcome = JobResult | Batch | Failure
+
+
+class Worker:
+    """Executes jobs with its own buffers."""
+
+    def __init__(self, reader: Reader, writer: OutputWriter, functions: Mapping[int, PhaseFunction]) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._functions = functions
+        self._arena = Arena()
+
+    def work(self, inbox: SimpleQueue[Work | None], outbox: SimpleQueue[Outcome]) -> None:
+        """Serve `inbox` until it yields None."""
+        while (item := inbox.get()) is not None:
+            try:
+                outbox.put(self.execute(item) if isinstance(item, Job) else self._drive(item))
+            except BaseException as error:  # noqa: BLE001 - the executor boundary: re-raised there
+                outbox.put(Failure(error))
+
+    def _drive(self, batch: Batch) -> Batch:
+        for progress in batch:
+            jobs = progress.start()
+            while jobs:
+                jobs = [follow for job in jobs for follow in progress.absorb(self.execute(job))]
+        return batch
+
+    def execute(self, job: Job) -> JobResult:
+        """Run one job, tile by tile."""
+        function = self._functions[id(job.phase)]
+        states = _job_states(job)
+        tally = Tally()
+        for begin in range(job.begin, job.end, job.tile):
+            count = min(job.tile, job.end - begin)
+            started = perf_counter()
+            inputs = [self._read(job, i, begin, count) for i in range(len(job.phase.loads))]
+            read = perf_counter()
+            tile = Tile(job, begin, count, inputs, self._output(job, count), _tile_states(job, states, begin, count))
+            tally.nonfinite += function(tile, self._arena)
+            if tile.output is not None:
+                tally.checksum = (tally.checksum + self._checksum(job, tile)) % 2**64
+            computed = perf_counter()
+            if tile.output is not None:
+                self._write(job, tile)
+                tally.written += tile.output.nbytes
+            tally.read += sum(x.nbytes for x in inputs)
+            tally.read_seconds += read - started
+            tally.compute_seconds += computed - read
+            tally.write_seconds += perf_counter() - computed
+        return JobResult(job, tally, states)
+
+    def _read(self, job: Job, i: int, begin: int, count: int) -> Array:
+        load = job.phase.loads[i]
+        bits = load.spec.dtype.bits
+        buffer = self._arena.bytes(f"load{i}", count * bits // 8)
+        source = job.program.source(load)
+        self._reader.read_into(source.checkpoint, source.tensor, begin * bits // 8, buffer)
+        return buffer
+
+    def _output(self, job: Job, count: int) -> Array | None:
+        if job.phase.result is None or job.program.raw:
+            return None
+        return self._arena.bytes("output", count * job.program.spec.dtype.bits // 8)
+
+    def _write(self, job: Job, tile: Tile) -> None:
+        offset = job.program.offset + tile.begin * job.program.spec.dtype.bits // 8
+        self._writer.write(job.program.tensor, offset, tile.output)
+
+    def _checksum(self, job: Job, tile: Tile) -> int:
+        assert tile.output is not None
+        return checksum(tile.output, tile.begin * job.program.spec.dtype.bits // 8)
+
+
+def checksum(data: Array, offset: int) -> int:
+    """The share of bytes `data`, at byte `offset` (a multiple of 8) of a piece, in its checksum."""
+    whole = data.nbytes // 8 * 8
+    total = int(fused.checksum_words(data[:whole].view(np.uint64), offset // 8)) if whole else 0
+    if whole < data.nbytes:
+        tail = np.zeros(8, dtype=np.uint8)
+        tail[: data.nbytes - whole] = data[whole:]
+        total += int(fused.checksum_words(tail.view(np.uint64), (offset + whole) // 8))
+    return total % 2**64
+
+
+def _job_states(job: Job) -> list[Array]:
+    states = []
+    for reduction in job.phase.reductions:
+        kernel = reduction.op.implementation
+        rows = kernel.rows(job.end - job.begin, job.phase.chunk)
+        states.append(kernel.empty(arity(reduction), reduction.attributes, rows))
+    return states
+
+
+def _tile_states(job: Job, states: Sequence[Array], begin: int, count: int) -> list[Array]:
+    first = (begin - job.begin) // job.phase.chunk
+    rows = math.ceil(count / job.phase.chunk)
+    return [
+        state[first : first + rows] if reduction.op.implementation.per_chunk else state
+        for reduction, state in zip(job.phase.reductions, states, strict=True)
+    ]
+
+
+class Pool:
+    """Threads that run workers over two queues. A context manager: leaving it joins them all."""
+
+    def __init__(self, workers: Sequence[Worker]) -> None:
+        self.inbox: SimpleQueue[Work | None] = SimpleQueue()
+        self.outbox: SimpleQueue[Outcome] = SimpleQueue()
+        self._threads = [
+            Thread(target=worker.work, args=(self.inbox, self.outbox), name=f"mergegraph-{i}", daemon=True)
+            for i, worker in enumerate(workers)
+        ]
+
+    def __enter__(self) -> Pool:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # A stop mark behind at most a few queued jobs: joining means no worker still uses a file.
+        for _thread in self._threads:
+            self.inbox.put(None)
+        for thread in self._threads:
+            thread.join()
+
+
+def phase_table(phases: Sequence[Phase], functions: Sequence[PhaseFunction]) -> dict[int, PhaseFunction]:
+    """Index functions by the identity of their phase."""
+    return {id(phase): function for phase, function in zip(phases, functions, strict=True)}

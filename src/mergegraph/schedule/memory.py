@@ -1,0 +1,108 @@
+"""Proving, before anything runs, how many bytes a schedule can hold at once.
+
+Everything a run allocates in proportion to tensors is counted here: tile buffers per worker,
+reduction scratch and state, statistics of programs in flight, and the graph itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from mergegraph.errors import MemoryBudgetError
+from mergegraph.graph.node import Node
+from mergegraph.kernels.reduction import CHUNK
+from mergegraph.schedule.tiling import Phase, Program
+
+TILE = 2 * CHUNK
+"""Preferred elements per tile: a few operands of it fit in a core's L2 cache."""
+JOB_TILES = 8
+"""Tiles per job handed to a worker: enough to amortise the hand-over."""
+JOBS_PER_WORKER = 2
+"""Jobs handed out ahead, so that no worker waits for the coordinator."""
+BLOCK_BYTES = 4096 * 8
+"""Scratch per reduction operand: one block of float64."""
+OUTPUT_BYTES = 4000
+"""What planning one output holds: names, entries, program, manifest row (measured, rounded up)."""
+COMPILER_BYTES = 64 * 2**20
+"""What compiling and loading the generated code of a run takes at most (measured, rounded up)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """A setting that keeps a schedule within its budget; `peak_bytes` is the proven bound."""
+
+    tile: int
+    workers: int
+    peak_bytes: int
+
+
+def tile_elements(phase: Phase, tile: int) -> int:
+    """Elements per tile of `phase`: about `tile`, always a multiple of the phase's chunk."""
+    return max(1, tile // phase.chunk) * phase.chunk
+
+
+def arity(reduction: Node) -> int:
+    """Number of tensors that a REDUCE node folds."""
+    return sum(not x.is_stat for x in reduction.inputs)
+
+
+def buffer_bytes(phase: Phase, out_bits: int, tile: int) -> int:
+    """Tile buffers and scratch of one worker in `phase`."""
+    elements = tile_elements(phase, tile)
+    bits = sum(load.spec.dtype.bits for load in phase.loads) + (out_bits if phase.result else 0)
+    total = elements * bits // 8 + sum(arity(r) * BLOCK_BYTES for r in phase.reductions)
+    if not phase.generated:
+        # Interpreted: every tile value of the phase may be alive at once, in its compute dtype.
+        for node in (*phase.loads, *phase.body):
+            total += elements * (node.spec.dtype.compute.bits // 8 + node.op.workspace)
+    return total
+
+
+def state_bytes(phase: Phase, numel: int) -> int:
+    """Bytes of reduction state that covers `numel` elements of `phase`."""
+    total = 0
+    for r in phase.reductions:
+        kernel = r.op.implementation
+        total += kernel.nbytes(arity(r), r.attributes, kernel.rows(numel, phase.chunk))
+    return total
+
+
+def program_bytes(program: Program, tile: int, workers: int) -> int:
+    """Bytes held when all `workers` are busy with programs like this one."""
+    bits = program.spec.dtype.bits
+    worker = max(buffer_bytes(p, bits, tile) for p in program.phases)
+    jobs = max(state_bytes(p, JOB_TILES * tile_elements(p, tile)) for p in program.phases)
+    held = max(2 * state_bytes(p, program.spec.numel) for p in program.phases)
+    return workers * (worker + JOBS_PER_WORKER * (jobs + held))
+
+
+def fit(programs: Iterable[Program], threads: int, budget: int, graph_bytes: int) -> Fit:
+    """Return the fastest setting whose proven peak is within `budget` bytes.
+
+    Raises:
+        MemoryBudgetError: one worker with the smallest tiles is still too much.
+    """
+    shapes = _representatives(programs)
+    graph_bytes += COMPILER_BYTES
+    peak, worst = graph_bytes, "the plan itself"
+    for workers in range(threads, 0, -1):
+        for tile in (TILE, CHUNK):
+            peak, worst = graph_bytes, "the plan itself"
+            for program in shapes:
+                need = graph_bytes + program_bytes(program, tile, workers)
+                if need > peak:
+                    peak, worst = need, program.tensor
+            if peak <= budget:
+                return Fit(tile, workers, peak)
+    raise MemoryBudgetError(worst, peak, budget)
+
+
+def _representatives(programs: Iterable[Program]) -> list[Program]:
+    """The largest program of each expression: thousands of tensors share a handful of costs."""
+    largest: dict[int, Program] = {}
+    for program in programs:
+        known = largest.get(id(program.phases))
+        if known is None or known.spec.numel < program.spec.numel:
+            largest[id(program.phases)] = program
+    return list(largest.values())

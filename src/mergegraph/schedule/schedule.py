@@ -1,0 +1,60 @@
+"""A schedule: what will run, in which order, and the memory it provably stays within."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from mergegraph.checkpoint.index import CheckpointIndex
+from mergegraph.checkpoint.layout import OutputLayout
+from mergegraph.graph.graph import Graph
+from mergegraph.schedule.memory import OUTPUT_BYTES, fit
+from mergegraph.schedule.order import order
+from mergegraph.schedule.tiling import Program, programs
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The programs of a graph in execution order.
+
+    Attributes:
+        programs: one per output piece.
+        tile: elements per tile, where ops do not need whole rows or tensors.
+        workers: threads that the budget allows (at most those asked for).
+        peak_bytes: proven bound on what the run allocates beyond the interpreter and its imports.
+        budget: the bound that was asked for.
+    """
+
+    programs: tuple[Program, ...]
+    tile: int
+    workers: int
+    peak_bytes: int
+    budget: int
+
+    @property
+    def work_bytes(self) -> int:
+        """Bytes read and written over all phases: the total that progress counts towards."""
+        return sum(p.work_bytes for p in self.programs)
+
+    @property
+    def streamed_bytes(self) -> int:
+        """Bytes read over all phases; later phases read again what the page cache holds."""
+        return sum(p.streamed_bytes for p in self.programs)
+
+
+def schedule(
+    graph: Graph,
+    layout: OutputLayout,
+    sources: Mapping[str, CheckpointIndex],
+    *,
+    threads: int,
+    budget: int,
+) -> Schedule:
+    """Cut, order and fit `graph` into `budget` bytes.
+
+    Raises:
+        MemoryBudgetError: some tensor cannot be computed within the budget.
+    """
+    ordered = order(programs(graph), layout, sources)
+    chosen = fit(ordered, threads, budget, len(ordered) * OUTPUT_BYTES)
+    return Schedule(ordered, chosen.tile, chosen.workers, chosen.peak_bytes, budget)

@@ -1,0 +1,176 @@
+"""Cutting an output's expression into phases at its reductions.
+
+A phase streams tiles: it reads the tile of every source, runs its ops on it, then folds into
+reductions or writes the result. What a later phase needs again is recomputed from the sources,
+never stored, so memory does not grow with the tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from mergegraph.errors import GraphError
+from mergegraph.graph.graph import Graph, Output, SourceTensor
+from mergegraph.graph.node import Locality, Node, walk
+from mergegraph.kernels.reduction import CHUNK
+from mergegraph.tensorspec import TensorSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """One pass over the tiles of a tensor.
+
+    Attributes:
+        small: SMALL nodes to evaluate before it, in order; their operands are known by then.
+        loads: sources to read tile by tile.
+        body: ops on tiles, operands before users.
+        stats: statistics that body and reductions use.
+        reductions: REDUCE nodes to fold.
+        result: the node to write (last phase only).
+    """
+
+    small: tuple[Node, ...]
+    loads: tuple[Node, ...]
+    body: tuple[Node, ...]
+    stats: tuple[Node, ...]
+    reductions: tuple[Node, ...]
+    result: Node | None
+
+    @property
+    def generated(self) -> bool:
+        """Whether the phase can run as generated code: every op says how to compute one element."""
+        return all(n.op.locality is Locality.ELEMENTWISE and n.op.scalar is not None for n in self.body)
+
+    @property
+    def unit(self) -> int:
+        """Tiles must be multiples of this many elements: 1, a row, or the whole tensor."""
+        localities = [n.op.locality for n in self.body]
+        spec = self.loads[0].spec
+        if Locality.WHOLE in localities:
+            return max(1, spec.numel)
+        if Locality.ROWWISE in localities:
+            return max(1, spec.shape[-1] if spec.shape else 1)
+        return 1
+
+
+    @property
+    def chunk(self) -> int:
+        """Elements per row of reduction state: fixed by the tensor's shape, never by the tile."""
+        return CHUNK if self.unit == 1 else self.unit * max(1, CHUNK // self.unit)
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """How one piece of one output tensor is computed: its phases, in order.
+
+    Attributes:
+        tensor: output tensor name.
+        offset: byte offset of the piece inside that tensor.
+        spec: shape and dtype of the piece as written.
+        phases: at least one; only the last has a result. Shared by all programs of one expression.
+        sources: the checkpoint tensors that the slots of ``load`` nodes stand for.
+        raw: bytes are copied (after a comparison, for ``identical``), not computed.
+    """
+
+    tensor: str
+    offset: int
+    spec: TensorSpec
+    phases: tuple[Phase, ...]
+    sources: tuple[SourceTensor, ...]
+    raw: bool
+
+    def source(self, load: Node) -> SourceTensor:
+        """The checkpoint tensor that `load` reads in this program."""
+        return self.sources[load.attributes["slot"]]
+
+    @property
+    def streamed_bytes(self) -> int:
+        """Bytes read from sources over all phases."""
+        return sum(load.spec.nbytes for phase in self.phases for load in phase.loads)
+
+    @property
+    def work_bytes(self) -> int:
+        """Bytes read plus bytes written: the unit of progress."""
+        return self.streamed_bytes + self.spec.nbytes
+
+
+def programs(graph: Graph) -> list[Program]:
+    """Return the programs of every output, piece by piece, in graph order.
+
+    An expression is cut once, however many outputs share it.
+    """
+    cuts: dict[bytes, tuple[Phase, ...]] = {}
+    return [program for name, output in graph.outputs.items() for program in _of_output(name, output, cuts)]
+
+
+def _of_output(name: str, output: Output, cuts: dict[bytes, tuple[Phase, ...]]) -> Iterable[Program]:
+    offset = 0
+    for part in output.parts:
+        piece = part.expression
+        if piece.spec.dtype is not output.spec.dtype:
+            raise GraphError(f"{name} is {output.spec.dtype.name}, but a piece is {piece.spec.dtype.name}")
+        raw = piece.op.name in ("load", "identical")
+        if piece.key not in cuts:
+            cuts[piece.key] = _raw_phase(piece) if raw else cut(piece)
+        yield Program(name, offset, piece.spec, cuts[piece.key], part.sources, raw)
+        offset += piece.spec.nbytes
+
+
+def _raw_phase(piece: Node) -> tuple[Phase, ...]:
+    loads = (piece,) if piece.op.name == "load" else piece.inputs
+    return (Phase((), loads, (), (), (), piece),)
+
+
+def cut(result: Node) -> tuple[Phase, ...]:
+    """Cut the expression of `result` at its reductions."""
+    order = list(walk([result]))
+    ready = _ready(order)
+    phases = []
+    for level in range(ready[result.key] + 1):
+        reductions = tuple(
+            n for n in order if n.op.locality is Locality.REDUCE and ready[n.key] == level + 1
+        )
+        final = result if ready[result.key] == level else None
+        small = tuple(n for n in order if n.op.locality is Locality.SMALL and ready[n.key] == level)
+        phases.append(_phase(small, reductions, final))
+    return tuple(phases)
+
+
+def _ready(order: list[Node]) -> dict[bytes, int]:
+    """The first phase in which each node's value can be used."""
+    ready: dict[bytes, int] = {}
+    for node in order:
+        latest = max((ready[x.key] for x in node.inputs), default=0)
+        ready[node.key] = latest + (node.op.locality is Locality.REDUCE)
+    return ready
+
+
+def _phase(small: tuple[Node, ...], reductions: tuple[Node, ...], final: Node | None) -> Phase:
+    """Collect the loads and tile ops that `reductions` and `final` need."""
+    roots = [x for n in reductions for x in n.inputs if not x.is_stat] + ([final] if final else [])
+    tiles = list(_tiles(roots))
+    users = [*(n for n in tiles if n.op.locality is not Locality.SOURCE), *reductions]
+    stats = {x.key: x for n in users for x in n.inputs if x.is_stat}
+    return Phase(
+        small=small,
+        loads=tuple(n for n in tiles if n.op.locality is Locality.SOURCE),
+        body=tuple(n for n in tiles if n.op.locality is not Locality.SOURCE),
+        stats=tuple(stats.values()),
+        reductions=reductions,
+        result=final,
+    )
+
+
+def _tiles(roots: list[Node]) -> Iterable[Node]:
+    """Walk down from `roots` through tile operands only, operands before users, each once."""
+    seen: set[bytes] = set()
+    stack = [(root, False) for root in reversed(roots)]
+    while stack:
+        current, expanded = stack.pop()
+        if expanded:
+            yield current
+        elif current.key not in seen:
+            seen.add(current.key)
+            stack.append((current, True))
+            stack.extend((x, False) for x in reversed(current.inputs) if not x.is_stat)

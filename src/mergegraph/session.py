@@ -1,0 +1,161 @@
+"""One run from a compiled plan to a published checkpoint: staging, execution, everything beside the weights."""
+
+from __future__ import annotations
+
+import json
+from hashlib import blake2b
+from pathlib import Path
+from time import monotonic, perf_counter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mergegraph.checkpoint.layout import INDEX_FILE
+from mergegraph.compiler.inputs import Input
+from mergegraph.opening import fetched
+from mergegraph.runtime.devices import choose_devices
+from mergegraph.runtime.events import Advanced, Finished, OnEvent, RunReport, Stage, Started
+from mergegraph.runtime.executor import Outcomes, execute
+from mergegraph.runtime.probe import peak_resident_bytes
+from mergegraph.runtime.progress import Tally
+from mergegraph.schedule.tiling import Program
+from mergegraph.storage.files import write_file
+from mergegraph.storage.journal import Journal, input_stamps
+from mergegraph.storage.publish import check_output, publish, staging_path
+from mergegraph.storage.reader import Reader
+from mergegraph.storage.sidecars import copy_sidecars, model_card, write_json, write_manifest
+from mergegraph.storage.writer import OutputWriter
+from mergegraph.version import NUMERICS, VERSION
+
+if TYPE_CHECKING:
+    from mergegraph.engine import Compiled
+
+_EVENT_SECONDS = 0.1
+
+
+class Session:
+    """Runs one compiled plan into one output directory."""
+
+    def __init__(
+        self, compiled: Compiled, out: Path, device: str, force: bool, on_event: OnEvent, baseline: int
+    ) -> None:
+        self._compiled = compiled
+        self._out = out
+        self._devices = choose_devices(device)
+        self._force = force
+        self._on_event = on_event
+        self._baseline = baseline
+        self._next_event = 0.0
+
+    def run(self) -> RunReport:
+        """Execute, write everything beside the weights, publish."""
+        started = perf_counter()
+        models = list(self._compiled.inputs.values())
+        check_output(self._out, [p for m in models if m.index.root for p in _places(m)], self._force)
+        inputs = fetched(self._compiled.inputs)
+        staging = staging_path(self._out)
+        with Journal.open(staging, self._journal_header(inputs.values()), force=self._force) as journal:
+            self._on_event(Started(self._compiled.schedule.work_bytes, len(self._compiled.graph.outputs)))
+            with (
+                OutputWriter(staging, self._compiled.layout, resume=journal.resumed) as writer,
+                Reader({m.key: m.index for m in inputs.values()}) as reader,
+            ):
+                outcomes = execute(
+                    self._compiled.schedule, reader, writer, journal, self._devices, self._progress
+                )
+                reader.check_unchanged()
+                self._write_sidecars(staging, inputs[self._compiled.donor.ref], outcomes)
+                writer.sync()
+            publish(staging, self._out, self._force)
+        report = self._report(outcomes, perf_counter() - started)
+        self._on_event(Finished(report))
+        return report
+
+    def _journal_header(self, inputs: Any) -> dict[str, Any]:
+        """Everything that decides an output byte: another value means another run."""
+        compiled = self._compiled
+        layout = blake2b(digest_size=16)
+        for shard in compiled.layout.shards:
+            layout.update(shard.file.encode() + shard.header)
+        return {
+            "version": VERSION,
+            "numerics": NUMERICS,
+            "fingerprint": compiled.fingerprint,
+            "layout": layout.hexdigest(),
+            "config": blake2b(json.dumps(compiled.config, sort_keys=True).encode(), digest_size=16).hexdigest(),
+            "seed": compiled.seed,
+            "backend": "cpu" if self._devices[0] == "cpu" else "cuda",
+            "inputs": {model.key: input_stamps(model.index) for model in inputs},
+        }
+
+    def _write_sidecars(self, staging: Path, donor: Input, outcomes: Outcomes) -> None:
+        """Write all files beside the weights; index and config come last, as they mean "complete"."""
+        compiled = self._compiled
+        models = [model.index for model in compiled.inputs.values()]
+        copy_sidecars(donor.index, staging)
+        card = model_card(
+            title=self._out.resolve().name,
+            method=compiled.method.name,
+            models=models,
+            plan=compiled.plan.text,
+            version=VERSION,
+        )
+        write_file(staging, "README.md", card.encode())
+        write_manifest(
+            staging,
+            plan=compiled.plan.text,
+            fingerprint=compiled.fingerprint,
+            inputs=models,
+            parameters={"assignments": [a.as_dict() for a in compiled.report.parameters], "seed": compiled.seed},
+            checksums=dict(sorted(outcomes.checksums.items())),
+            versions={"mergegraph": VERSION, "numpy": np.__version__},
+        )
+        index = compiled.layout.index_json()
+        if index is not None:
+            write_file(staging, INDEX_FILE, index)
+        if compiled.config:
+            write_json(staging, "config.json", compiled.config)
+
+    def _progress(self, tally: Tally, program: Program) -> None:
+        now = monotonic()
+        if now < self._next_event:
+            return
+        self._next_event = now + _EVENT_SECONDS
+        done, total = tally.read + tally.written, self._compiled.schedule.work_bytes
+        self._on_event(Advanced(done, total, tally.read, tally.written, program.tensor))
+
+    def _report(self, outcomes: Outcomes, seconds: float) -> RunReport:
+        compiled, tally = self._compiled, outcomes.tally
+        kinds = [output.kind for output in compiled.graph.outputs.values()]
+        stages: dict[Stage, float] = {
+            "read": tally.read_seconds,
+            "compute": tally.compute_seconds,
+            "write": tally.write_seconds,
+        }
+        peak = peak_resident_bytes()
+        return RunReport(
+            out=self._out,
+            tensors=len(kinds),
+            merged=kinds.count("merged"),
+            copied=len(kinds) - kinds.count("merged"),
+            dropped=len(compiled.report.dropped),
+            bytes_read=tally.read,
+            bytes_written=tally.written,
+            seconds=seconds,
+            peak_rss=peak,
+            peak_working=max(0, peak - self._baseline),
+            budget=compiled.schedule.budget,
+            plan_peak=compiled.schedule.peak_bytes,
+            stages=stages,
+            bound=max(stages, key=stages.__getitem__),
+            nonfinite=dict(sorted(outcomes.nonfinite.items())),
+            resumed=outcomes.resumed,
+            device=", ".join(self._devices),
+            threads=compiled.schedule.workers,
+        )
+
+
+def _places(model: Input) -> list[Path]:
+    """Where a model lies, for keeping the output apart from it."""
+    root = Path(model.index.root)
+    return [root] if model.index.config else [root / name for name in model.index.files]

@@ -1,0 +1,42 @@
+"""The parity plans: files in `cases/` with ``{model}`` where a checkpoint path goes."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+
+from . import models
+
+CASES = Path(__file__).parent / "cases"
+_PLACEHOLDER = re.compile(r"\{([a-z0-9_]+)\}")
+
+
+def names(folder: Path = CASES) -> list[str]:
+    """The cases of `folder`, sorted."""
+    return sorted(path.stem for path in folder.glob("*.yml"))
+
+
+def template(case: str, folder: Path = CASES) -> str:
+    """The text of `case`, placeholders and all."""
+    return (folder / f"{case}.yml").read_text()
+
+
+def keys(text: str) -> list[str]:
+    """The checkpoints that a plan names, in the order of their first mention."""
+    return list(dict.fromkeys(_PLACEHOLDER.findall(text)))
+
+
+def filled(text: str, root: Path) -> str:
+    """`text` with every placeholder replaced by the path of that checkpoint, built under `root`."""
+    return _PLACEHOLDER.sub(lambda match: str(models.build(match[1], root)), text)
+
+
+def bare(text: str) -> str:
+    """`text` with every placeholder replaced by the name of that checkpoint."""
+    return _PLACEHOLDER.sub(lambda match: match[1], text)
+
+
+def digest(text: str) -> str:
+    """A short digest of a plan's text, to notice a plan that changed after it was recorded."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,74 @@
+"""The recordings, the inputs and the float64 reference agree, before any code is judged by them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from . import models, plans, reading
+from .compare import TOLERANCE, against_recording, against_reference
+from .models import Stored
+from .oracle import Answer
+from .recordings import deviation, recorded, recording
+
+
+@pytest.mark.parametrize("case", plans.names())
+def test_the_float64_reference_reproduces_the_recording(case: str) -> None:
+    """In 32 bits to 1e-6; in narrow arithmetic, a few roundings of each of the numbers that went in."""
+    expected = reading.read(plans.bare(plans.template(case)))
+    stored = recorded(case)
+    assert sorted([*stored, *deviation(case).extra]) == sorted(expected)
+    for name, tensor in stored.items():
+        assert (tensor.dtype, tensor.values.shape) == (
+            expected[name].dtype,
+            expected[name].answer.values.shape,
+        )
+        if name in deviation(case).tensors:
+            continue
+        answer = expected[name].answer
+        error = np.abs(tensor.values - answer.values)[~(answer.tied | answer.drawn)]
+        if expected[name].wide:
+            assert error.max(initial=0.0) <= TOLERANCE, name
+        elif not case.startswith("ties"):
+            assert error.max(initial=0.0) <= 0.03, name
+        else:  # rounded deltas fall on other sides of thresholds and votes: most elements, not all
+            assert np.median(error) <= 0.01, name
+
+
+@pytest.mark.parametrize("case", plans.names())
+def test_a_case_is_recorded_as_it_stands(case: str) -> None:
+    assert recording()["cases"][case]["plan"] == plans.digest(plans.template(case)), "record this case again"
+
+
+@pytest.mark.parametrize("key", models.MODELS)
+def test_an_input_has_the_bytes_it_had_when_it_was_recorded(key: str) -> None:
+    assert models.digest(key) == recording()["inputs"][key]
+
+
+def test_the_recordings_stay_small() -> None:
+    assert sum(path.stat().st_size for path in models.GOLDEN.iterdir()) < 8_000_000
+
+
+def test_rounding_to_bfloat16_is_to_nearest_even() -> None:
+    values = np.array([1.0, 1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-8 + 2**-40, -(1 + 2**-8 - 2**-40), 0.0])
+    assert models.rounded(values, "bfloat16").tolist() == [1.0, 1.0, 1 + 2**-6, 1 + 2**-7, -1.0, 0.0]
+
+
+def test_the_comparison_notices_a_small_error_and_a_nan() -> None:
+    exact = np.array([0.5, 1.0])
+    expected = reading.Expected("float32", Answer.of(exact), wide=True)
+    right = Stored("float32", exact)
+    assert against_recording(right, right, expected) is None
+    for bad in (1.000002, np.nan):
+        wrong = Stored("float32", np.array([0.5, bad]))
+        assert "1 of 2" in str(against_recording(wrong, right, expected))
+        assert "1 of 2" in str(against_reference(wrong, expected))
+
+
+def test_a_narrow_result_may_be_better_than_the_recorded_one_but_not_worse() -> None:
+    step = 2.0**-7
+    expected = reading.Expected("bfloat16", Answer.of(np.array([1.0 + 0.4 * step])), wide=False)
+    nearest, above, beyond = (Stored("bfloat16", np.array([1.0 + n * step])) for n in (0, 1, 2))
+    assert against_recording(nearest, above, expected) is None
+    assert against_recording(above, above, expected) is None
+    assert "1 of 1" in str(against_recording(beyond, above, expected))
