@@ -44,6 +44,7 @@ __all__ = [
     "ResumeError",
     "RunReport",
     "TensorValueError",
+    "__version__",
     "compile_plan",
     "explain",
     "load_plan",
@@ -65,4 +66,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return [*__all__, "__version__"]
+    return list(__all__)

@@ -35,10 +35,12 @@ def summary(**changes: Any) -> dict[str, Any]:
     return {
         "method": "slerp",
         "models": ["./llama_a", "./llama_b"],
+        "donor": "./llama_a",
         "outputs": outputs,
         "shards": [{"file": "model.safetensors", "bytes": total, "tensors": len(outputs)}],
         "tasks": {"load": 357, "gram": 176, "slerp": 176, "weighted_sum": 178, "cast": 178},
         "bytes_read": 3_000_000_000,
+        "bytes_streamed": 6_000_000_000,
         "bytes_written": total,
         "peak_bytes": 40 * 2**20,
         "memory_budget": 2**30,

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from mergegraph.version import VERSION
 from mergegraph.errors import CheckpointError, MemoryBudgetError, PlanError, Problem
+from mergegraph.version import VERSION
 from tests.cli.conftest import FakeEngine
 
 PROBLEMS = PlanError(

@@ -64,6 +64,7 @@ def test_memory_and_disk_are_told_against_their_limits() -> None:
     text = words(plan_text())
     assert "40.0 MiB proven peak, 1.00 GiB allowed, 2 threads" in text
     assert "free disk 50.00 GB" in text
+    assert "read 3.00 GB, 6.00 GB in all passes" in text
     assert "short" not in text
     assert "short of what is written" in plan_text(free_disk=10)
 
@@ -115,9 +116,9 @@ def checkpoint(**changes: Any) -> dict[str, Any]:
         "config": {"hidden_size": 2048},
         "sidecars": ["tokenizer.json"],
         "groups": [
-            {**row, "name": "model.layers.*.q.weight", "shape": [2, 2], "layers": list(range(22))},
-            {**row, "name": "model.layers.*.k.weight", "shape": [2, 2], "layers": [0, 1, 5]},
-            {**row, "name": "model.norm.weight", "shape": [2], "layers": None},
+            {**row, "name": "model.layers.*.q.weight", "shape": [2, 2]},
+            {**row, "name": "model.layers.*.k.weight", "shape": [2, 2], "tensors": 3},
+            {**row, "name": "model.norm.weight", "shape": [2], "tensors": 1},
         ],
         **changes,
     }
@@ -131,9 +132,9 @@ def test_a_checkpoint_is_its_outside_tensors_and_one_layer() -> None:
     assert "tied to the input embedding" in text
 
 
-def test_a_tensor_that_only_some_layers_have_says_which() -> None:
+def test_a_tensor_that_only_some_layers_have_says_so() -> None:
     text = words(shown(show_checkpoint, checkpoint()))
-    assert "model.layers.*.k.weight 2 × 2 bfloat16 0–1, 5 only" in text
+    assert "model.layers.*.k.weight 2 × 2 bfloat16 3 of 22" in text
     assert "not the same in every layer" in text
 
 

@@ -36,7 +36,7 @@ def loaded_by(*arguments: str, cwd: Path | None = None) -> list[str]:
 @pytest.mark.parametrize("command", ["", "run", "plan", "inspect", "methods", "demo"])
 def test_help_loads_nothing_heavy(command: str) -> None:
     modules = loaded_by(*([command] if command else []), "--help")
-    assert [name for name in (*HEAVY, "numpy", "yaml", "pydantic") if name in modules] == []
+    assert [name for name in (*HEAVY, "numpy", "yaml") if name in modules] == []
 
 
 def test_planning_loads_neither_torch_nor_numba(demo: Path) -> None:

@@ -16,7 +16,9 @@ _EMBEDDING = re.compile(
 _TOKEN_EMBEDDING = re.compile(
     r"(^|\.)(embed_tokens|wte|tok_embeddings|word_embeddings|embed_in|embeddings|token_embedding)\.weight$"
 )
-_DERIVED = re.compile(r"(^|\.)(rotary_emb\.(inv_freq|cos_cached|sin_cached)|attn\.masked_bias|embeddings\.position_ids)$")
+_DERIVED = re.compile(
+    r"(^|\.)(rotary_emb\.(inv_freq|cos_cached|sin_cached)|attn\.masked_bias|embeddings\.position_ids)$"
+)
 _CAUSAL_MASK = re.compile(r"\.(attn|attention)\.bias$")
 
 

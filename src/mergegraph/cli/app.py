@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mergegraph.version import VERSION
 from mergegraph.errors import MergeGraphError, OutputError, PlanError, did_you_mean
 from mergegraph.tensorspec import parse_bytes
+from mergegraph.version import VERSION
 
 if TYPE_CHECKING:
     from mergegraph.engine import Compiled
 
-LOCK_SUFFIX = ".lock.json"
 GRAPH_FORMATS = ("html", "svg", "dot", "graphml")
 _USAGE = 2
 _INTERRUPTED = 130
@@ -162,6 +161,7 @@ def plan_command(
     """
     with _reporting(ctx, plan):
         from mergegraph import engine
+        from mergegraph.plan import LOCK_SUFFIX
 
         try:
             compiled = engine.compile_plan(plan)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 
-from mergegraph.cli.render import heading, make_table, plural, say
-from mergegraph.graph.outline import ranges
+from mergegraph.cli.render import clip, heading, make_table, plural, say
 from mergegraph.methods.base import MergeMethod, Parameter
 from mergegraph.tensorspec import format_bytes
 
@@ -39,7 +39,7 @@ def show_checkpoint(console: Console, facts: Facts) -> None:
         table = make_table("", "")
         table.show_header = False
         for key, value in facts["config"].items():
-            table.add_row(f"  {key}", str(value))
+            table.add_row(f"  {key}", clip(json.dumps(value, ensure_ascii=False, default=str)))
         console.print(table)
     if facts["sidecars"]:
         heading(console, "Other files")
@@ -47,30 +47,31 @@ def show_checkpoint(console: Console, facts: Facts) -> None:
 
 
 def _show_tensors(console: Console, groups: Sequence[Facts], stacks: Mapping[str, int]) -> None:
-    """Tensors outside the layers first, then one layer's; what not every layer has says where it is."""
+    """Tensors outside the layers first, then one layer's; what not every layer has says so."""
     heading(console, "Tensors")
     table = make_table("name", "shape", "dtype", "layers", "parameters", "size", right=("parameters", "size"))
-    odd = False
-    for group in sorted(groups, key=lambda g: bool(g.get("layers"))):
-        layers = group.get("layers")
-        where, style = "", None
-        if layers:
-            everywhere = next((n for p, n in stacks.items() if group["name"].startswith(f"{p}.*.")), None)
-            where = f"× {len(layers)}"
-            if len(layers) != everywhere:
-                where, style, odd = f"{ranges(layers)} only", "yellow", True
+    partly = False
+    for group in sorted(groups, key=lambda g: _layers(g["name"], stacks) is not None):
+        layers, count = _layers(group["name"], stacks), group["tensors"]
+        odd = layers is not None and count != layers
+        partly = partly or odd
         table.add_row(
             group["name"],
             " × ".join(map(str, group["shape"])) or "scalar",
             group["dtype"],
-            where,
+            "" if layers is None else f"{count} of {layers}" if odd else f"× {layers}",
             f"{group['parameters']:,}",
             format_bytes(group["bytes"]),
-            style=style,
+            style="yellow" if odd else None,
         )
     console.print(table)
-    if odd:
-        say(console, "Rows with “only” are not the same in every layer.", "yellow")
+    if partly:
+        say(console, "Rows with “of” are not the same in every layer.", "yellow")
+
+
+def _layers(name: str, stacks: Mapping[str, int]) -> int | None:
+    """How many layers the stack has that `name` (``model.layers.*.…``) belongs to."""
+    return next((count for prefix, count in stacks.items() if name.startswith(f"{prefix}.*.")), None)
 
 
 def _show_shards(console: Console, shards: Sequence[Facts]) -> None:

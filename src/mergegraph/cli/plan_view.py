@@ -12,6 +12,7 @@ from rich.table import Table
 
 from mergegraph.cli.render import (
     bullet_names,
+    clip,
     heading,
     make_table,
     memory_text,
@@ -24,7 +25,6 @@ from mergegraph.tensorspec import format_bytes
 Summary = Mapping[str, Any]
 MAX_OUTSIDE = 12
 """More tensors than this outside the layers are summed up by the first part of their names."""
-MAX_VALUE = 60
 
 
 def show_plan(console: Console, summary: Summary, title: str) -> None:
@@ -42,7 +42,7 @@ def show_plan(console: Console, summary: Summary, title: str) -> None:
     console.print(_work(summary))
     _show_names(console, "Copied verbatim", summary["copied"])
     if summary["sidecars"]:
-        heading(console, "Other files")
+        heading(console, f"Other files, copied from {summary['donor']}")
         say(console, f"  {', '.join(summary['sidecars'])}")
     _show_dropped(console, summary["dropped"])
     _show_partial(console, summary["partial"])
@@ -127,7 +127,9 @@ def _work(summary: Summary) -> Table:
     table.columns[0].style = "dim"
     tasks = sorted(summary["tasks"].items(), key=lambda item: -item[1])
     table.add_row("tasks", " · ".join(f"{kind} {n:,}" for kind, n in tasks))
-    table.add_row("read", format_bytes(summary["bytes_read"]))
+    read, streamed = summary["bytes_read"], summary["bytes_streamed"]
+    again = f", {format_bytes(streamed)} in all passes" if streamed > read else ""
+    table.add_row("read", f"{format_bytes(read)}{again}")
     table.add_row("write", format_bytes(summary["bytes_written"]))
     free, need = summary["free_disk"], summary["bytes_written"]
     if free is not None:
@@ -178,7 +180,6 @@ def _show_differences(console: Console, differences: Sequence[Summary]) -> None:
             values.setdefault(text, []).append(model)
         key = row["key"]
         for text, models in values.items():
-            short = text if len(text) <= MAX_VALUE else f"{text[: MAX_VALUE - 1]}…"
-            table.add_row(key, short, ", ".join(models))
+            table.add_row(key, clip(text), ", ".join(models))
             key = ""
     console.print(table)

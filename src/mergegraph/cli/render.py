@@ -15,6 +15,7 @@ from mergegraph.tensorspec import format_bytes
 
 MOST_LINES = 12
 """Lists of names longer than this are cut: ``--json`` has them all."""
+MAX_VALUE = 60
 _PLAIN_WIDTH = 120
 _VERBS = {"read": "reading", "compute": "computing", "write": "writing"}
 
@@ -60,6 +61,11 @@ def memory_text(n: int) -> str:
 def plural(n: int, noun: str) -> str:
     """Render ``1 tensor`` or ``1,234 tensors``."""
     return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+
+
+def clip(text: str) -> str:
+    """Cut a long value; ``--json`` has all of it."""
+    return text if len(text) <= MAX_VALUE else f"{text[: MAX_VALUE - 1]}…"
 
 
 def collapse(names: Iterable[str]) -> list[str]:

@@ -16,7 +16,13 @@ from mergegraph.plan.merge import MergePlan, Slice
 from mergegraph.plan.values import ModelRef
 from mergegraph.tensorspec import DType
 
-_INDEX_LISTS = ("full_attn_idxs", "mlp_only_layers", "cross_attention_layers", "attn_layer_indices", "no_rope_layer_indices")
+_INDEX_LISTS = (
+    "full_attn_idxs",
+    "mlp_only_layers",
+    "cross_attention_layers",
+    "attn_layer_indices",
+    "no_rope_layer_indices",
+)
 """Keys whose value lists layer numbers."""
 _PREFIX_COUNTS = ("max_window_layers", "first_k_dense_replace")
 """Keys that count leading layers of one kind."""

@@ -12,7 +12,14 @@ from mergegraph.checkpoint.index import CheckpointIndex, TensorEntry
 from mergegraph.checkpoint.names import LayerStack, layer_stacks, split_layer
 from mergegraph.plan.values import ModelRef
 
-LAYER_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers", "num_decoder_layers", "decoder_layers")
+LAYER_KEYS = (
+    "num_hidden_layers",
+    "n_layer",
+    "num_layers",
+    "n_layers",
+    "num_decoder_layers",
+    "decoder_layers",
+)
 _NESTED = ("text_config", "llm_config", "language_config")
 
 
@@ -119,6 +126,7 @@ def align_prefix(names: Mapping[str, object], donor: Mapping[str, object]) -> tu
     Some models are saved with or without their body's prefix (``transformer.h.0`` and ``h.0``).
     Returns (prefix to remove, prefix to add); both empty unless it makes most names agree.
     """
+
     def common(candidates: Iterator[str]) -> int:
         return sum(name in donor for name in candidates)
 

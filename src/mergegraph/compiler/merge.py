@@ -9,13 +9,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mergegraph.architectures.roles import is_derived, is_head, is_token_embedding
-from mergegraph.compiler.checks import check_plan
+from mergegraph.architectures.roles import is_derived
+from mergegraph.compiler.checks import check_plan, shape_problem
 from mergegraph.compiler.config import output_config
 from mergegraph.compiler.groups import Group, Operand, as_slices, groups
 from mergegraph.compiler.inputs import Input
-from mergegraph.compiler.resolver import Resolver, Setting
+from mergegraph.compiler.notes import notes
 from mergegraph.compiler.report import Assignment, CompileReport, Dropped, Partial, config_differences, unused
+from mergegraph.compiler.resolver import Resolver, Setting
 from mergegraph.errors import GraphError
 from mergegraph.graph.graph import Graph, Output, Piece, SourceTensor
 from mergegraph.graph.node import Node
@@ -57,7 +58,9 @@ def compile_merge(plan: MergePlan, method: MergeMethod, inputs: Mapping[ModelRef
     return Compiled(graph, compiler.config(graph), compiler.report(graph))
 
 
-def settings_of(plan: MergePlan, method: MergeMethod, inputs: Mapping[ModelRef, Input], tensor: str) -> list[Setting]:
+def settings_of(
+    plan: MergePlan, method: MergeMethod, inputs: Mapping[ModelRef, Input], tensor: str
+) -> list[Setting]:
     """Return the resolved parameters of one output tensor of a plan that compiles."""
     return _Compiler(plan, method, inputs, Problems()).settings(tensor)
 
@@ -106,7 +109,7 @@ class _Compiler:
             partial=tuple(self.partial),
             dropped=tuple(dropped),
             config_differences=config_differences(self.inputs),
-            notes=tuple(self.plan.notes),
+            notes=notes(self.plan, self.method, self.inputs, graph),
             parameters=tuple(
                 Assignment(shared, each, tuple(tensors)) for (shared, each), tensors in self._assigned.items()
             ),
@@ -171,7 +174,9 @@ class _Compiler:
                 return present[0], []
             case _:
                 hint = "set unmatched: copy (take it as it is) or unmatched: drop in the plan"
-                message = f"{group.name} is in {have} but not in {lack}, and {self.method.name} needs it there"
+                message = (
+                    f"{group.name} is in {have} but not in {lack}, and {self.method.name} needs it there"
+                )
                 self._problem(group, message, hint)
                 return None
 
@@ -190,7 +195,12 @@ class _Compiler:
         return _bound(self._templates[key], operands)
 
     def _template(
-        self, specs: list[TensorSpec], roles: tuple[str, ...], shared: Values, each: tuple[Values, ...], out: DType
+        self,
+        specs: list[TensorSpec],
+        roles: tuple[str, ...],
+        shared: Values,
+        each: tuple[Values, ...],
+        out: DType,
     ) -> Node:
         """The expression over slots; outputs with equal specs and parameters share it."""
         loads = [self._widened(load(i, spec)) for i, spec in enumerate(specs)]
@@ -212,7 +222,9 @@ class _Compiler:
     def _checked(self, group: Group, present: list[Operand], specs: list[TensorSpec]) -> Output | None:
         """No arithmetic on integers and packed floats: equal in all inputs, or an error in the run."""
         if any(s.dtype is not specs[0].dtype for s in specs):
-            kinds = ", ".join(f"{s.dtype.torch_name} in {o.input.name}" for o, s in zip(present, specs, strict=True))
+            kinds = ", ".join(
+                f"{s.dtype.torch_name} in {o.input.name}" for o, s in zip(present, specs, strict=True)
+            )
             self._problem(group, f"{group.name} cannot be merged: {kinds}")
             return None
         loads = [load(i, spec) for i, spec in enumerate(specs)]
@@ -225,11 +237,8 @@ class _Compiler:
         self.problems.add(text, group.part.origin, hint)
 
     def _shape_problem(self, group: Group, present: list[Operand]) -> None:
-        shapes = "; ".join(f"{list(_spec(o).shape)} in {o.input.name}" for o in present)
-        hint = "the models must have one architecture and size"
-        if is_head(group.name) or is_token_embedding(group.name):
-            hint = "the models have vocabularies of different sizes; resize them to one vocabulary first"
-        self._problem(group, f"{group.name} has different shapes: {shapes}", hint)
+        shapes = {o.input.name: _spec(o).shape for o in present}
+        self.problems.add(*shape_problem(group.name, shapes, group.part.origin))
 
 
 def _spec(operand: Operand) -> TensorSpec:
@@ -240,4 +249,3 @@ def _spec(operand: Operand) -> TensorSpec:
 def _bound(expression: Node, operands: list[Operand]) -> Output:
     sources = tuple(SourceTensor(o.input.key, o.tensor) for o in operands)
     return Output(TensorSpec(expression.spec.shape, expression.spec.dtype), (Piece(expression, sources),))
-

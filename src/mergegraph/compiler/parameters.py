@@ -15,7 +15,7 @@ from mergegraph.compiler.groups import as_slices
 from mergegraph.errors import Problem, did_you_mean
 from mergegraph.graph.node import Origin
 from mergegraph.methods.base import Kind, MergeMethod, Parameter, Scalar
-from mergegraph.plan.merge import MergePlan, Slice, Source
+from mergegraph.plan.merge import MergePlan, Source
 from mergegraph.plan.source import Problems
 from mergegraph.plan.values import Parameters, Setting
 
@@ -24,6 +24,13 @@ _BOOLEANS = {
     **dict.fromkeys(("true", "t", "yes", "y", "on", "1"), True),
     **dict.fromkeys(("false", "f", "no", "n", "off", "0"), False),
 }
+
+FOREIGN = (
+    *("weight", "density", "t", "scale", "normalize", "rescale", "int8_mask", "lambda", "gamma", "epsilon"),
+    *("select_topk", "max_iter", "tol", "filter_wise", "nuslerp_row_wise", "nuslerp_flatten"),
+    *("normalize_weights", "eps", "r", "alpha"),
+)
+"""Parameters of any method that configurations in the wild carry over to others, where they do nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +131,7 @@ def check_range(value: Scalar, parameter: Parameter) -> Scalar:
 def check_parameters(plan: MergePlan, method: MergeMethod) -> list[Problem]:
     """Return what is wrong with the parameters of `plan`, in line order.
 
-    Reports names that `method` does not have, shared parameters below a model (where nobody would read
-    them), values of the wrong type or out of range, and required parameters that no level sets. Whether
+    Reports names that no method has, values of the wrong type or out of range, and required parameters that no level sets. Whether
     filters leave a tensor without a required value shows only when it is resolved.
     """
     problems = Problems()
@@ -142,21 +148,37 @@ def check_parameters(plan: MergePlan, method: MergeMethod) -> list[Problem]:
     return problems.sorted()
 
 
+def parameter_notes(plan: MergePlan, method: MergeMethod) -> list[str]:
+    """Return remarks on parameters that are accepted and have no effect, with their lines."""
+    notes = []
+    levels = [(plan.parameters, False), *((part.parameters, False) for part in plan.slices)]
+    levels += [(source.parameters, True) for source in plan.sources()]
+    for level, below_model in levels:
+        for name, setting in level.items():
+            parameter = method.parameter(name)
+            if parameter is None:
+                notes.append(f"{setting.origin}: {name} has no effect: {method.name} does not use it")
+            elif below_model and parameter.scope == "shared":
+                notes.append(
+                    f"{setting.origin}: {name} has no effect below one model: it is one value for all; "
+                    "move it to the parameters of the slice or of the plan"
+                )
+    return notes
+
+
 def _check_level(level: Parameters, method: MergeMethod, source: Source | None, problems: Problems) -> None:
     """Check one ``parameters:`` block; `source` is the model it belongs to, if it belongs to one."""
     model = None if source is None else str(source.model)
     names = [p.name for p in method.parameters]
     for name, setting in level.items():
         parameter = method.parameter(name)
+        if parameter is None and name in FOREIGN:
+            continue  # said in a note: plans in the wild carry parameters of other methods along
         if parameter is None:
             known = f"its parameters are {', '.join(names)}" if names else "it has none; remove the line"
             message = f"{method.name} has no parameter {name!r}"
             problems.add(message, setting.origin, did_you_mean(name, names) or known, model)
             continue
-        if parameter.scope == "shared" and source is not None:
-            message = f"{name} is one value for all models, so it has no effect below one of them"
-            where = "of the slice or the plan" if source.layer_range else "of the plan"
-            problems.add(message, setting.origin, f"move it to the parameters {where}", model)
         _check_values(setting, parameter, model, problems)
 
 

@@ -14,7 +14,14 @@ from mergegraph.graph.graph import Graph
 from mergegraph.methods.base import Values
 from mergegraph.plan.values import ModelRef
 
-_INSIGNIFICANT = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache", "architectures")
+_INSIGNIFICANT = (
+    "_name_or_path",
+    "transformers_version",
+    "torch_dtype",
+    "dtype",
+    "use_cache",
+    "architectures",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +61,9 @@ class Assignment:
         """Return JSON values, for the lock file and the manifest."""
         return {
             "shared": {name: self.shared[name] for name in self.shared},
-            "each": [{"model": model, **{name: values[name] for name in values}} for model, values in self.each],
+            "each": [
+                {"model": model, **{name: values[name] for name in values}} for model, values in self.each
+            ],
             "tensors": list(self.tensors),
         }
 
@@ -99,7 +108,9 @@ def config_differences(inputs: Mapping[ModelRef, Input]) -> tuple[ConfigDifferen
     found = []
     for key in keys:
         values = {name: config.get(key) for name, config in flat.items()}
-        if key.split(".")[0] not in _INSIGNIFICANT and any(v != next(iter(values.values())) for v in values.values()):
+        if key.split(".")[0] not in _INSIGNIFICANT and any(
+            v != next(iter(values.values())) for v in values.values()
+        ):
             found.append(ConfigDifference(key, values))
     return tuple(found)
 

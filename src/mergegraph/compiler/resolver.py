@@ -42,9 +42,7 @@ class Resolver:
             ValueError: a required parameter has no value for this tensor.
         """
         shared = {p.name: self._shared(p, group)[0] for p in self._method.shared}
-        each = tuple(
-            Values({p.name: self._each(p, group, o)[0] for p in self._method.each}) for o in models
-        )
+        each = tuple(Values({p.name: self._each(p, group, o)[0] for p in self._method.each}) for o in models)
         return Values(shared), each
 
     def settings(self, group: Group, models: Sequence[Operand]) -> list[Setting]:

@@ -92,7 +92,7 @@ function place(found) {
   columns.forEach((column, c) => column.forEach((i, r) => {
     spots[i] = { x: 4 + c * 158, y: 4 + (r + (tall - column.length) / 2) * 50 };
   }));
-  return { spots, width: columns.length * 158 - 16, height: tall * 50 };
+  return { spots, width: columns.length * 158 - 16, height: tall * 50 + 4 };
 }
 
 function dag(root, found) {
@@ -101,8 +101,13 @@ function dag(root, found) {
   const svg = add(add(root, "div", { class: "scroll" }), "svg", { class: "dag", width, height });
   found.lines.forEach((line, i) => line.inputs.forEach(x => {
     const a = { x: spots[x].x + 134, y: spots[x].y + 19 }, b = { x: spots[i].x, y: spots[i].y + 19 };
-    const mid = (a.x + b.x) / 2;
-    add(svg, "path", { d: `M${a.x} ${a.y}C${mid} ${a.y} ${mid} ${b.y} ${b.x} ${b.y}` });
+    const mid = (a.x + b.x) / 2, lane = spots[x].y + 44;
+    // An edge past other columns takes the lane below its row, where it can be seen.
+    const d = b.x - a.x < 158
+      ? `M${a.x} ${a.y}C${mid} ${a.y} ${mid} ${b.y} ${b.x} ${b.y}`
+      : `M${a.x} ${a.y}C${a.x + 14} ${a.y} ${a.x + 4} ${lane} ${a.x + 18} ${lane}`
+        + `L${b.x - 18} ${lane}C${b.x - 4} ${lane} ${b.x - 14} ${b.y} ${b.x} ${b.y}`;
+    add(svg, "path", { d });
   }));
   found.lines.forEach((line, i) => {
     const { x, y } = spots[i], box = add(svg, "g");

@@ -133,7 +133,7 @@ def _group_box(i: int, group: Group, sources: Mapping[str, str]) -> Iterator[str
     ops = " · ".join(
         [*(f"{op} {n:,}" for op, n in group.ops.items()), *filter(None, [moved(group, sources)])]
     )
-    yield _text(GROUP_X + 20, y + 57, _short(ops, 68), "dim", 12)
+    yield _text(GROUP_X + 20, y + 57, ops if len(ops) <= 68 else f"{ops[:67]}…", "dim", 12)
     yield "</g>"
 
 

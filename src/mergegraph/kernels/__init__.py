@@ -5,7 +5,7 @@ This package itself loads neither torch nor numba; its modules do, when an op fi
 
 from __future__ import annotations
 
-from mergegraph.kernels.reduction import Reduction
 from mergegraph.kernels.eager import call
+from mergegraph.kernels.reduction import Reduction
 
 __all__ = ["Reduction", "call"]

@@ -64,7 +64,7 @@ def up_f16(x):  # type: ignore[no-untyped-def]
     special = u32(magnitude | u32(0x7F800000)).view(np.float32)
     value = special if u32(h & u32(0x7C00)) == u32(0x7C00) else scaled
     sign = u32(u32(h & u32(0x8000)) << u32(16))
-    return u32(value.view(np.uint32) | sign).view(np.float32)
+    return u32(f32(value).view(np.uint32) | sign).view(np.float32)
 
 
 @helper

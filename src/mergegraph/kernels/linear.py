@@ -35,7 +35,9 @@ def apply_delta(base: Tensor, delta: Tensor, factor: Array) -> Tensor:
 
 def cast(x: Tensor, *, dtype: str) -> Tensor:
     """Round to `dtype` (a safetensors name), nearest even."""
-    return x.to({"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}[dtype])
+    return x.to(
+        {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}[dtype]
+    )
 
 
 def identical(*tensors: Tensor) -> Tensor:

@@ -26,7 +26,9 @@ METHOD = MergeMethod(
     deviations="none",
     base="ignored",
     inputs=(1, 1),
-    parameters=(Parameter("scale", float, "each", None, doc="Factor on the tensor; without it bytes are copied."),),
+    parameters=(
+        Parameter("scale", float, "each", None, doc="Factor on the tensor; without it bytes are copied."),
+    ),
     build=build,
     example="""\
 merge_method: passthrough

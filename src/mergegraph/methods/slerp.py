@@ -32,7 +32,9 @@ METHOD = MergeMethod(
     "interpolated linearly.",
     base="required",
     inputs=(1, 1),
-    parameters=(Parameter("t", float, "shared", REQUIRED, doc="Position from the base (0) to the other (1)."),),
+    parameters=(
+        Parameter("t", float, "shared", REQUIRED, doc="Position from the base (0) to the other (1)."),
+    ),
     build=build,
     example="""\
 merge_method: slerp

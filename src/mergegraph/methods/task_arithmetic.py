@@ -33,7 +33,9 @@ METHOD = MergeMethod(
     base="required",
     inputs=(1, None),
     parameters=(
-        Parameter("weight", float, "each", REQUIRED, doc="Weight of this model's task vector; may be negative."),
+        Parameter(
+            "weight", float, "each", REQUIRED, doc="Weight of this model's task vector; may be negative."
+        ),
         Parameter("normalize", bool, "shared", False, doc="Divide by the sum of the weights."),
         Parameter("lambda", float, "shared", 1.0, doc="Factor on the merged task vector."),
         Parameter("density", float, "each", 1.0, doc="Accepted for compatibility; has no effect."),

@@ -43,7 +43,9 @@ METHOD = MergeMethod(
     parameters=(
         Parameter("weight", float, "each", REQUIRED, doc="Weight of this model's task vector."),
         Parameter("density", float, "each", 1.0, 0.0, doc="Fraction of elements to keep; 1 keeps all."),
-        Parameter("normalize", bool, "shared", True, doc="Divide by the weights that agree, element by element."),
+        Parameter(
+            "normalize", bool, "shared", True, doc="Divide by the weights that agree, element by element."
+        ),
         Parameter("lambda", float, "shared", 1.0, doc="Factor on the merged task vector."),
         Parameter("rescale", bool, "shared", False, doc="Restore each task vector's L1 norm after trimming."),
         Parameter("int8_mask", bool, "shared", False, doc="Accepted for compatibility; has no effect."),

@@ -10,8 +10,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mergegraph.errors import PlanError, Problem
 
-LOCK_SUFFIX = ".lock.json"
-
 
 class _Lock(BaseModel):
     """The file's schema. Everything but plan, file, seed and fingerprint is for readers."""

@@ -125,6 +125,19 @@ def parse_plan(text: str, file: str) -> MergePlan:
         PlanError: with everything that is wrong, in line order.
     """
     problems = Problems()
+    plan = read_plan(text, file, problems)
+    problems.raise_if_any()
+    return plan
+
+
+def read_plan(text: str, file: str, problems: Problems) -> MergePlan:
+    """Read what can be read of a merge plan, noting what is wrong with it.
+
+    With problems the plan must not be run, but more can still be said about it.
+
+    Raises:
+        PlanError: nothing can be read: it is not YAML, no mapping, or a plan of another kind.
+    """
     root = load_yaml(text, file, problems)
     if root.entries is None:
         hint = "write merge_method: NAME and models: at the top level"
@@ -147,7 +160,7 @@ class _Reader:
         method, method_origin = self._method()
         models, slices = self._inputs()
         base = self._given(self.root, "base_model")
-        plan = MergePlan(
+        return MergePlan(
             method=method,
             method_origin=method_origin,
             models=models,
@@ -166,8 +179,6 @@ class _Reader:
             text=text,
             file=file,
         )
-        self.problems.raise_if_any()
-        return plan
 
     def _refuse_moe(self) -> None:
         """Stop at a plan of the other kind: its keys would all be reported as unknown."""

@@ -27,5 +27,8 @@ def choose_devices(wanted: str) -> tuple[str, ...]:
     missing = [device for device in chosen if device not in available]
     if missing or not chosen:
         have = ", ".join(available) if available else "no CUDA device"
-        raise DeviceError(f"{', '.join(missing) or wanted} is not available; this machine has {have}", hint="use --device cpu")
+        raise DeviceError(
+            f"{', '.join(missing) or wanted} is not available; this machine has {have}",
+            hint="use --device cpu",
+        )
     return chosen

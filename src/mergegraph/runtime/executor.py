@@ -216,5 +216,3 @@ def stored_checksum(tensor: str, offset: int, size: int, read_back: ReadBack) ->
         read_back(tensor, offset + begin, part)
         total += checksum(part, begin)
     return total % 2**64
-
-

@@ -28,7 +28,9 @@ def interpreted(phase: Phase, device: str) -> PhaseFunction:
     def function(tile: Tile, _: Arena) -> int:
         values: dict[bytes, Any] = dict(tile.job.values)
         for load, raw in zip(phase.loads, tile.inputs, strict=True):
-            values[load.key] = _shaped(torch.from_numpy(raw).view(_TORCH[load.spec.dtype]), load, phase).to(device)
+            values[load.key] = _shaped(torch.from_numpy(raw).view(_TORCH[load.spec.dtype]), load, phase).to(
+                device
+            )
         for node in phase.body:
             values[node.key] = _apply(node, values)
         for reduction, state in zip(phase.reductions, tile.states, strict=True):

@@ -101,7 +101,10 @@ def warm_up(phase: Phase, run: Callable[..., Any]) -> None:
     """Compile `run` for the argument types of `phase` by calling it on an empty tile."""
     args: list[Any] = [0]
     args += [np.empty(0, STORAGE[load.spec.dtype]) for load in phase.loads]
-    args += [np.zeros(max(1, s.spec.numel), np.int64 if s.spec.dtype is DType.I64 else np.float64) for s in phase.stats]
+    args += [
+        np.zeros(max(1, s.spec.numel), np.int64 if s.spec.dtype is DType.I64 else np.float64)
+        for s in phase.stats
+    ]
     for r in phase.reductions:
         state = r.op.implementation.empty(arity(r), r.attributes, 1)
         args += [state, np.empty((arity(r), fused.BLOCK), STORAGE[block_dtype(r)])]

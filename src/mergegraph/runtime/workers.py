@@ -53,7 +53,7 @@ class Worker:
         while (item := inbox.get()) is not None:
             try:
                 outbox.put(self.execute(item) if isinstance(item, Job) else self._drive(item))
-            except BaseException as error:  # noqa: BLE001 - the executor boundary: re-raised there
+            except BaseException as error:
                 outbox.put(Failure(error))
 
     def _drive(self, batch: Batch) -> Batch:
@@ -73,7 +73,9 @@ class Worker:
             started = perf_counter()
             inputs = [self._read(job, i, begin, count) for i in range(len(job.phase.loads))]
             read = perf_counter()
-            tile = Tile(job, begin, count, inputs, self._output(job, count), _tile_states(job, states, begin, count))
+            tile = Tile(
+                job, begin, count, inputs, self._output(job, count), _tile_states(job, states, begin, count)
+            )
             tally.nonfinite += function(tile, self._arena)
             if tile.output is not None:
                 tally.checksum = (tally.checksum + self._checksum(job, tile)) % 2**64

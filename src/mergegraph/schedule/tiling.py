@@ -53,7 +53,6 @@ class Phase:
             return max(1, spec.shape[-1] if spec.shape else 1)
         return 1
 
-
     @property
     def chunk(self) -> int:
         """Elements per row of reduction state: fixed by the tensor's shape, never by the tile."""
@@ -128,9 +127,7 @@ def cut(result: Node) -> tuple[Phase, ...]:
     ready = _ready(order)
     phases = []
     for level in range(ready[result.key] + 1):
-        reductions = tuple(
-            n for n in order if n.op.locality is Locality.REDUCE and ready[n.key] == level + 1
-        )
+        reductions = tuple(n for n in order if n.op.locality is Locality.REDUCE and ready[n.key] == level + 1)
         final = result if ready[result.key] == level else None
         small = tuple(n for n in order if n.op.locality is Locality.SMALL and ready[n.key] == level)
         phases.append(_phase(small, reductions, final))

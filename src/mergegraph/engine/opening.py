@@ -17,23 +17,22 @@ from mergegraph.plan.values import ModelRef
 from mergegraph.storage.local import open_checkpoint
 
 
-def open_inputs(plan: MergePlan) -> dict[ModelRef, Input]:
+def open_inputs(plan: MergePlan, problems: Problems) -> dict[ModelRef, Input]:
     """Index every referenced model, in plan order; names follow the donor's spelling.
 
-    Raises:
-        PlanError: with a problem for each model that cannot be opened.
+    A model that cannot be opened is noted in `problems` and left out.
     """
-    problems = Problems()
     opened: dict[ModelRef, CheckpointIndex] = {}
-    for ref in plan.referenced_models():
+    for ref in plan.referenced_models() if plan.sources() else ():
         try:
             opened[ref] = open_model(ref, plan.file)
         except CheckpointError as error:
             message = f"model {ref}: {error.message}"
             problems.add(message, _origin(plan, ref), error.hint, str(ref))
-    problems.raise_if_any()
     keys = _keys(opened)
-    donor = opened[plan.base_model or plan.referenced_models()[0]]
+    donor = opened.get(plan.base_model or plan.referenced_models()[0]) or next(iter(opened.values()), None)
+    if donor is None:
+        return {}
     return {
         ref: Input(ref, keys[ref], index, align_prefix(index.tensors, donor.tensors))
         for ref, index in opened.items()

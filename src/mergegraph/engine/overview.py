@@ -85,7 +85,9 @@ def checkpoint_facts(index: CheckpointIndex) -> dict[str, Any]:
         "parameters": sum(entry.spec.numel for entry in tensors.values()),
         "bytes": sum(entry.spec.nbytes for entry in tensors.values()),
         "dtypes": dtypes,
-        "shards": [{"file": f.name, "bytes": f.size, "tensors": in_file[f.name]} for f in index.files.values()],
+        "shards": [
+            {"file": f.name, "bytes": f.size, "tensors": in_file[f.name]} for f in index.files.values()
+        ],
         "stacks": [{"prefix": s.prefix, "count": s.count} for s in stacks],
         "tied": _tied(index),
         "architectures": index.config.get("architectures"),
@@ -115,7 +117,14 @@ def _groups(index: CheckpointIndex) -> list[dict[str, Any]]:
         key = (shown, entry.spec.shape, entry.spec.dtype.torch_name)
         row = rows.setdefault(
             key,
-            {"name": shown, "shape": list(key[1]), "dtype": key[2], "tensors": 0, "parameters": 0, "bytes": 0},
+            {
+                "name": shown,
+                "shape": list(key[1]),
+                "dtype": key[2],
+                "tensors": 0,
+                "parameters": 0,
+                "bytes": 0,
+            },
         )
         row["tensors"] += 1
         row["parameters"] += entry.spec.numel

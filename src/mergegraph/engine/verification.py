@@ -32,7 +32,9 @@ def damaged_tensors(out: Path) -> list[str]:
             reader.read_into("out", tensor, offset, buffer)  # type: ignore[arg-type]
 
         for tensor, parts in pieces.items():
-            if tensor in index.tensors and not _intact(tensor, sorted(parts), index.tensors[tensor].spec.nbytes, read):
+            if tensor in index.tensors and not _intact(
+                tensor, sorted(parts), index.tensors[tensor].spec.nbytes, read
+            ):
                 damaged[tensor] = None
     return sorted(damaged)
 
@@ -51,6 +53,8 @@ def _checksums(out: Path) -> dict[str, str]:
         found = json.loads(path.read_text(encoding="utf-8"))["checksums"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
-            "no readable manifest with checksums", path=str(path), hint="only merged checkpoints can be verified"
+            "no readable manifest with checksums",
+            path=str(path),
+            hint="only merged checkpoints can be verified",
         ) from error
     return {str(k): str(v) for k, v in found.items()}

@@ -12,7 +12,7 @@ import numpy as np
 
 from mergegraph.checkpoint.layout import INDEX_FILE
 from mergegraph.compiler.inputs import Input
-from mergegraph.opening import fetched
+from mergegraph.engine.opening import fetched
 from mergegraph.runtime.devices import choose_devices
 from mergegraph.runtime.events import Advanced, Finished, OnEvent, RunReport, Stage, Started
 from mergegraph.runtime.executor import Outcomes, execute
@@ -28,7 +28,7 @@ from mergegraph.storage.writer import OutputWriter
 from mergegraph.version import NUMERICS, VERSION
 
 if TYPE_CHECKING:
-    from mergegraph.engine import Compiled
+    from mergegraph.engine.verbs import Compiled
 
 _EVENT_SECONDS = 0.1
 
@@ -82,7 +82,9 @@ class Session:
             "numerics": NUMERICS,
             "fingerprint": compiled.fingerprint,
             "layout": layout.hexdigest(),
-            "config": blake2b(json.dumps(compiled.config, sort_keys=True).encode(), digest_size=16).hexdigest(),
+            "config": blake2b(
+                json.dumps(compiled.config, sort_keys=True).encode(), digest_size=16
+            ).hexdigest(),
             "seed": compiled.seed,
             "backend": "cpu" if self._devices[0] == "cpu" else "cuda",
             "inputs": {model.key: input_stamps(model.index) for model in inputs},
@@ -106,7 +108,10 @@ class Session:
             plan=compiled.plan.text,
             fingerprint=compiled.fingerprint,
             inputs=models,
-            parameters={"assignments": [a.as_dict() for a in compiled.report.parameters], "seed": compiled.seed},
+            parameters={
+                "assignments": [a.as_dict() for a in compiled.report.parameters],
+                "seed": compiled.seed,
+            },
             checksums=dict(sorted(outcomes.checksums.items())),
             versions={"mergegraph": VERSION, "numpy": np.__version__},
         )

@@ -10,18 +10,22 @@ from pathlib import Path
 from typing import Any
 
 from mergegraph.checkpoint.layout import OutputLayout, build_layout
+from mergegraph.compiler.checks import check_shapes
 from mergegraph.compiler.inputs import Input
 from mergegraph.compiler.merge import compile_merge, donor_of, settings_of
+from mergegraph.compiler.parameters import check_parameters
 from mergegraph.compiler.report import CompileReport
+from mergegraph.engine.opening import open_inputs, open_model
+from mergegraph.engine.overview import checkpoint_facts, plan_summary
 from mergegraph.errors import ExecutionError, PlanError, Problem, did_you_mean
 from mergegraph.graph.graph import Graph
 from mergegraph.graph.text import explain_text
 from mergegraph.methods import get_method
 from mergegraph.methods.base import MergeMethod
-from mergegraph.opening import open_inputs, open_model
-from mergegraph.overview import checkpoint_facts, plan_summary
-from mergegraph.plan.lock import LOCK_SUFFIX, Lock, lock_text, read_lock
-from mergegraph.plan.merge import MergePlan, parse_plan
+from mergegraph.plan import LOCK_SUFFIX
+from mergegraph.plan.lock import Lock, lock_text, read_lock
+from mergegraph.plan.merge import MergePlan, read_plan
+from mergegraph.plan.source import Problems
 from mergegraph.plan.values import ModelRef, parse_model_ref
 from mergegraph.runtime.events import OnEvent, RunReport
 from mergegraph.runtime.probe import cpu_count, resident_bytes
@@ -59,8 +63,11 @@ class Compiled:
 
     @property
     def labels(self) -> dict[str, str]:
-        """A short name for each checkpoint key, for showing expressions."""
-        return {model.key: os.path.basename(model.name.rstrip("/")) or model.name for model in self.inputs.values()}
+        """A short, distinct name for each checkpoint key, for showing expressions."""
+        names = {model.key: model.name.rstrip("/") for model in self.inputs.values()}
+        short = {key: os.path.basename(name) or name for key, name in names.items()}
+        repeated = len(dict.fromkeys(short.values())) < len(short)
+        return names if repeated else short
 
     def summary(self) -> dict[str, Any]:
         """What a dry run tells, as JSON values."""
@@ -81,7 +88,10 @@ def load_plan(path: str | os.PathLike[str]) -> MergePlan:
     Raises:
         PlanError: with everything that is wrong with the plan by itself.
     """
-    return _read(path)[0]
+    problems = Problems()
+    plan = _read(path, problems)[0]
+    problems.raise_if_any()
+    return plan
 
 
 def compile_plan(
@@ -105,15 +115,17 @@ def compile_plan(
         PlanError: with every problem of the plan and of how it fits its checkpoints.
         MemoryBudgetError: some tensor cannot be computed within `memory`.
     """
-    loaded, lock = (plan, None) if isinstance(plan, MergePlan) else _read(plan)
-    method = get_method(loaded.method, str(loaded.method_origin))
-    inputs = open_inputs(loaded)
+    problems = Problems()
+    loaded, lock = (plan, None) if isinstance(plan, MergePlan) else _read(plan, problems)
+    method, inputs = _resolve(loaded, problems)
     compiled = compile_merge(loaded, method, inputs)
     if not compiled.graph.outputs:
         raise PlanError([Problem("the plan has no output tensor", str(loaded.method_origin))])
     if lock is not None and lock.fingerprint != compiled.graph.fingerprint:
         hint = "the checkpoints have changed since; make a new lock with: mergegraph plan PLAN.yml"
-        raise PlanError([Problem(f"this is not the merge that was locked as {lock.fingerprint}", str(plan), hint=hint)])
+        raise PlanError(
+            [Problem(f"this is not the merge that was locked as {lock.fingerprint}", str(plan), hint=hint)]
+        )
     layout = build_layout({n: o.spec for n, o in compiled.graph.outputs.items()}, parse_bytes(shard_size))
     scheduled = schedule(
         compiled.graph,
@@ -178,11 +190,15 @@ def run(
     Raises:
         PlanError, CheckpointError, MemoryBudgetError, ExecutionError: see `mergegraph.errors`.
     """
-    from mergegraph.session import Session  # loads the compiler of CPU code, which planning does without
+    from mergegraph.engine.session import (
+        Session,  # loads the compiler of CPU code, which planning does without
+    )
 
     baseline = resident_bytes()
-    compiled = plan if isinstance(plan, Compiled) else compile_plan(
-        plan, memory=memory, threads=threads, shard_size=shard_size, seed=seed
+    compiled = (
+        plan
+        if isinstance(plan, Compiled)
+        else compile_plan(plan, memory=memory, threads=threads, shard_size=shard_size, seed=seed)
     )
     return Session(compiled, Path(out), device, force, on_event or _ignore, baseline).run()
 
@@ -193,7 +209,7 @@ def verify(out: str | os.PathLike[str]) -> list[str]:
     Raises:
         CheckpointError: there is no merged checkpoint in `out`.
     """
-    from mergegraph.verification import damaged_tensors
+    from mergegraph.engine.verification import damaged_tensors
 
     return damaged_tensors(Path(out))
 
@@ -230,7 +246,32 @@ def write_lock(compiled: Compiled, path: str | os.PathLike[str]) -> Path:
     return target
 
 
-def _read(path: str | os.PathLike[str]) -> tuple[MergePlan, Lock | None]:
+def _resolve(plan: MergePlan, problems: Problems) -> tuple[MergeMethod, dict[ModelRef, Input]]:
+    """Find the method and open the models; if anything is wrong, say everything that can be said."""
+    method: MergeMethod | None = None
+    try:
+        method = get_method(plan.method, str(plan.method_origin)) if plan.method else None
+    except PlanError as error:
+        problems.extend(error.problems)
+    inputs = open_inputs(plan, problems)
+    complete = method is not None and inputs.keys() >= dict.fromkeys(plan.referenced_models()).keys()
+    if problems.found and plan.sources():
+        if method is not None and complete:
+            try:
+                compile_merge(plan, method, inputs)
+            except PlanError as error:
+                problems.extend(error.problems)
+        else:
+            if method is not None:
+                problems.extend(check_parameters(plan, method))
+            if not plan.slices:
+                check_shapes(inputs, plan.method_origin, problems)
+    problems.raise_if_any()
+    assert method is not None
+    return method, inputs
+
+
+def _read(path: str | os.PathLike[str], problems: Problems) -> tuple[MergePlan, Lock | None]:
     file = os.fspath(path)
     try:
         text = Path(file).read_text(encoding="utf-8")
@@ -239,9 +280,9 @@ def _read(path: str | os.PathLike[str]) -> tuple[MergePlan, Lock | None]:
     except UnicodeDecodeError as error:
         raise PlanError([Problem("the plan is not UTF-8 text", file)]) from error
     if not file.endswith(LOCK_SUFFIX):
-        return parse_plan(text, file), None
+        return read_plan(text, file, problems), None
     lock = read_lock(text, file)
-    return parse_plan(lock.plan, lock.file), lock
+    return read_plan(lock.plan, lock.file, problems), lock
 
 
 def _ignore(_: object) -> None:
