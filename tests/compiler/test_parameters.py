@@ -16,6 +16,7 @@ from mergegraph.compiler.parameters import (
     check_parameters,
     check_range,
     coerce,
+    parameter_notes,
     resolve,
 )
 from mergegraph.graph.node import Origin
@@ -280,7 +281,7 @@ slices:
       normalise: true
 parameters:
   weight: 1
-  scale: 2
+  skale: 2
 base_model: b
 """
     found = problems(text, TIES)
@@ -293,23 +294,25 @@ base_model: b
 
 
 def test_a_method_without_parameters_takes_none() -> None:
-    ((_, text),) = problems("models: [{model: a}]\nparameters: {weight: 1}\n", method("ignored"))
+    ((_, text),) = problems("models: [{model: a}]\nparameters: {heaviness: 1}\n", method("ignored"))
     assert "it has none; remove the line" in text
 
 
-def test_a_shared_parameter_below_a_model_is_a_problem() -> None:
+def notes(text: str, of: MergeMethod) -> list[str]:
+    return parameter_notes(parse_plan("merge_method: mine\n" + text, "p.yml"), of)
+
+
+def test_a_parameter_of_other_methods_is_noted_not_refused() -> None:
+    text = "models: [{model: a}]\nparameters: {weight: 1}\n"
+    assert problems(text, method("ignored")) == []
+    assert notes(text, method("ignored")) == ["p.yml:3: weight has no effect: mine does not use it"]
+
+
+def test_a_shared_parameter_below_a_model_is_noted_not_refused() -> None:
     text = "models:\n  - model: a\n    parameters:\n      t: 0.5\nparameters: {t: 1}\nbase_model: a\n"
-    ((line, said),) = problems(text, SLERP)
-    assert line == 5
-    assert "one value for all models" in said
-    assert "move it to the parameters of the plan" in said
-    sliced = """\
-slices:
-  - sources:
-      - {model: a, layer_range: [0, 1], parameters: {t: 0.5}}
-    parameters: {t: 1}
-"""
-    assert "move it to the parameters of the slice or the plan" in problems(sliced, SLERP)[0][1]
+    assert problems(text, SLERP) == []
+    (said,) = notes(text, SLERP)
+    assert said.startswith("p.yml:5: t has no effect below one model")
 
 
 @pytest.mark.parametrize(

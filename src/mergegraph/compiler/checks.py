@@ -77,10 +77,10 @@ def _check_layers(part: Slice, inputs: Mapping[ModelRef, Input], problems: Probl
                 f"{model.name} has no layers to slice", source.origin, "use models: instead of slices:"
             )
         elif source.layer_range[1] > model.layers:
-            message = f"layer_range {list(source.layer_range)} goes beyond the {model.layers} layers of {model.name}"
-            problems.add(
-                message, source.origin, f"layers are numbered 0 to {model.layers - 1}; the end is exclusive"
-            )
+            given = f"layer_range {list(source.layer_range)}"
+            message = f"{given} goes beyond the {model.layers} layers of {model.name}"
+            hint = f"layers are numbered 0 to {model.layers - 1}; the end is exclusive"
+            problems.add(message, source.origin, hint)
 
 
 def _check_depth(part: Slice, inputs: Mapping[ModelRef, Input], problems: Problems) -> None:

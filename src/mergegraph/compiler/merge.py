@@ -54,6 +54,8 @@ def compile_merge(plan: MergePlan, method: MergeMethod, inputs: Mapping[ModelRef
     problems.raise_if_any()
     compiler = _Compiler(plan, method, inputs, problems)
     graph = compiler.graph()
+    if not graph.outputs and not problems.found:
+        problems.add("the plan has no output tensor", plan.method_origin, "give models that hold tensors")
     problems.raise_if_any()
     return Compiled(graph, compiler.config(graph), compiler.report(graph))
 

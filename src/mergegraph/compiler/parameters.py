@@ -131,8 +131,9 @@ def check_range(value: Scalar, parameter: Parameter) -> Scalar:
 def check_parameters(plan: MergePlan, method: MergeMethod) -> list[Problem]:
     """Return what is wrong with the parameters of `plan`, in line order.
 
-    Reports names that no method has, values of the wrong type or out of range, and required parameters that no level sets. Whether
-    filters leave a tensor without a required value shows only when it is resolved.
+    Reports names that no method has, values of the wrong type or out of range, and required parameters
+    that no level sets. Whether filters leave a tensor without a required value shows only when it is
+    resolved.
     """
     problems = Problems()
     _check_level(plan.parameters, method, None, problems)

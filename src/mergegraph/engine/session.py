@@ -1,4 +1,4 @@
-"""One run from a compiled plan to a published checkpoint: staging, execution, everything beside the weights."""
+"""One run: from a compiled plan, through staging and execution, to a published checkpoint."""
 
 from __future__ import annotations
 

@@ -10,21 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from mergegraph.checkpoint.layout import OutputLayout, build_layout
-from mergegraph.compiler.checks import check_shapes
 from mergegraph.compiler.inputs import Input
 from mergegraph.compiler.merge import compile_merge, donor_of, settings_of
-from mergegraph.compiler.parameters import check_parameters
 from mergegraph.compiler.report import CompileReport
-from mergegraph.engine.opening import open_inputs, open_model
+from mergegraph.engine.loading import read_file, resolve
+from mergegraph.engine.opening import open_model
 from mergegraph.engine.overview import checkpoint_facts, plan_summary
 from mergegraph.errors import ExecutionError, PlanError, Problem, did_you_mean
 from mergegraph.graph.graph import Graph
 from mergegraph.graph.text import explain_text
-from mergegraph.methods import get_method
 from mergegraph.methods.base import MergeMethod
-from mergegraph.plan import LOCK_SUFFIX
-from mergegraph.plan.lock import Lock, lock_text, read_lock
-from mergegraph.plan.merge import MergePlan, read_plan
+from mergegraph.plan.lock import Lock, lock_text
+from mergegraph.plan.merge import MergePlan
 from mergegraph.plan.source import Problems
 from mergegraph.plan.values import ModelRef, parse_model_ref
 from mergegraph.runtime.events import OnEvent, RunReport
@@ -89,7 +86,7 @@ def load_plan(path: str | os.PathLike[str]) -> MergePlan:
         PlanError: with everything that is wrong with the plan by itself.
     """
     problems = Problems()
-    plan = _read(path, problems)[0]
+    plan = read_file(path, problems)[0]
     problems.raise_if_any()
     return plan
 
@@ -116,16 +113,11 @@ def compile_plan(
         MemoryBudgetError: some tensor cannot be computed within `memory`.
     """
     problems = Problems()
-    loaded, lock = (plan, None) if isinstance(plan, MergePlan) else _read(plan, problems)
-    method, inputs = _resolve(loaded, problems)
+    loaded, lock = (plan, None) if isinstance(plan, MergePlan) else read_file(plan, problems)
+    method, inputs = resolve(loaded, problems)
     compiled = compile_merge(loaded, method, inputs)
-    if not compiled.graph.outputs:
-        raise PlanError([Problem("the plan has no output tensor", str(loaded.method_origin))])
-    if lock is not None and lock.fingerprint != compiled.graph.fingerprint:
-        hint = "the checkpoints have changed since; make a new lock with: mergegraph plan PLAN.yml"
-        raise PlanError(
-            [Problem(f"this is not the merge that was locked as {lock.fingerprint}", str(plan), hint=hint)]
-        )
+    if lock is not None:
+        _check_lock(lock, compiled.graph)
     layout = build_layout({n: o.spec for n, o in compiled.graph.outputs.items()}, parse_bytes(shard_size))
     scheduled = schedule(
         compiled.graph,
@@ -146,6 +138,13 @@ def compile_plan(
         schedule=scheduled,
         seed=chosen,
     )
+
+
+def _check_lock(lock: Lock, graph: Graph) -> None:
+    if lock.fingerprint != graph.fingerprint:
+        hint = "the checkpoints have changed since; make a new lock with: mergegraph plan PLAN.yml"
+        message = f"this is not the merge that was locked as {lock.fingerprint}"
+        raise PlanError([Problem(message, lock.file, hint=hint)])
 
 
 def explain(compiled: Compiled, tensor: str) -> str:
@@ -183,7 +182,13 @@ def run(
     same call, and gives the same bytes. A `Compiled` plan keeps the options it was compiled with.
 
     Args:
+        plan: a plan, the path of one or of its lock file, or a compiled plan.
+        out: the directory to publish the result in.
+        memory: as for `compile_plan`.
+        threads: as for `compile_plan`.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:0,1``.
+        shard_size: as for `compile_plan`.
+        seed: as for `compile_plan`.
         force: replace the model that is in `out`, and discard an unfinished run of something else.
         on_event: called with progress; see `mergegraph.runtime.events`.
 
@@ -244,45 +249,6 @@ def write_lock(compiled: Compiled, path: str | os.PathLike[str]) -> Path:
     except OSError as error:
         raise ExecutionError(f"{target} cannot be written: {error.strerror}") from error
     return target
-
-
-def _resolve(plan: MergePlan, problems: Problems) -> tuple[MergeMethod, dict[ModelRef, Input]]:
-    """Find the method and open the models; if anything is wrong, say everything that can be said."""
-    method: MergeMethod | None = None
-    try:
-        method = get_method(plan.method, str(plan.method_origin)) if plan.method else None
-    except PlanError as error:
-        problems.extend(error.problems)
-    inputs = open_inputs(plan, problems)
-    complete = method is not None and inputs.keys() >= dict.fromkeys(plan.referenced_models()).keys()
-    if problems.found and plan.sources():
-        if method is not None and complete:
-            try:
-                compile_merge(plan, method, inputs)
-            except PlanError as error:
-                problems.extend(error.problems)
-        else:
-            if method is not None:
-                problems.extend(check_parameters(plan, method))
-            if not plan.slices:
-                check_shapes(inputs, plan.method_origin, problems)
-    problems.raise_if_any()
-    assert method is not None
-    return method, inputs
-
-
-def _read(path: str | os.PathLike[str], problems: Problems) -> tuple[MergePlan, Lock | None]:
-    file = os.fspath(path)
-    try:
-        text = Path(file).read_text(encoding="utf-8")
-    except OSError as error:
-        raise PlanError([Problem(f"the plan cannot be read: {error.strerror}", file)]) from error
-    except UnicodeDecodeError as error:
-        raise PlanError([Problem("the plan is not UTF-8 text", file)]) from error
-    if not file.endswith(LOCK_SUFFIX):
-        return read_plan(text, file, problems), None
-    lock = read_lock(text, file)
-    return read_plan(lock.plan, lock.file, problems), lock
 
 
 def _ignore(_: object) -> None:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from mergegraph.errors import CheckpointError
-from mergegraph.runtime.executor import stored_checksum
+from mergegraph.runtime.executor import ReadBack, stored_checksum
 from mergegraph.storage.local import open_checkpoint
 from mergegraph.storage.reader import Reader
 from mergegraph.storage.sidecars import MANIFEST_FILE
@@ -28,8 +28,8 @@ def damaged_tensors(out: Path) -> list[str]:
     damaged |= {name: None for name in pieces if name not in index.tensors}
     with Reader({"out": index}) as reader:
 
-        def read(tensor: str, offset: int, buffer: object) -> None:
-            reader.read_into("out", tensor, offset, buffer)  # type: ignore[arg-type]
+        def read(tensor: str, offset: int, buffer: memoryview) -> None:
+            reader.read_into("out", tensor, offset, buffer)
 
         for tensor, parts in pieces.items():
             if tensor in index.tensors and not _intact(
@@ -39,10 +39,10 @@ def damaged_tensors(out: Path) -> list[str]:
     return sorted(damaged)
 
 
-def _intact(tensor: str, parts: list[tuple[int, str]], size: int, read: object) -> bool:
+def _intact(tensor: str, parts: list[tuple[int, str]], size: int, read: ReadBack) -> bool:
     ends = [offset for offset, _ in parts[1:]] + [size]
     return all(
-        f"{stored_checksum(tensor, offset, end - offset, read):016x}" == value  # type: ignore[arg-type]
+        f"{stored_checksum(tensor, offset, end - offset, read):016x}" == value
         for (offset, value), end in zip(parts, ends, strict=True)
     )
 

@@ -5,6 +5,8 @@ Yadav et al. 2023, "TIES-Merging: Resolving Interference When Merging Models", a
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -25,7 +27,7 @@ def elect_sign(*deltas: Tensor) -> Tensor:
     return torch.where(total >= 0, one, -one)
 
 
-def disjoint_merge(sign: Tensor, *operands: Tensor | Array, normalize: bool) -> Tensor:
+def disjoint_merge(sign: Tensor, *operands: Any, normalize: bool) -> Tensor:
     """Sum of the deltas that agree with `sign`, divided by their weights if `normalize`.
 
     Zeros never agree. Where no delta agrees the result is zero.

@@ -17,7 +17,7 @@ from mergegraph.kernels.reduction import Array
 BLOCK = 4096
 """Elements that generated code hands to a fold at a time: a few operands of it fit in L1."""
 
-_OPTIONS = {"nogil": True, "fastmath": False, "error_model": "numpy", "boundscheck": False}
+_OPTIONS: dict[str, Any] = {"nogil": True, "fastmath": False, "error_model": "numpy", "boundscheck": False}
 
 VERSION = f"numba-{numba.__version__}"
 """Machine code is cached per compiler version."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -9,10 +11,10 @@ from mergegraph.errors import TensorValueError
 from mergegraph.kernels.reduction import Array
 
 
-def weighted_sum(*operands: Tensor | Array) -> Tensor:
-    """``Σ w_i x_i``, added in operand order; the last operand is ``w``."""
+def weighted_sum(*operands: Any) -> Tensor:
+    """``Σ w_i x_i``, added in operand order; the last operand is the float64 vector ``w``."""
     *tensors, w = operands
-    out = tensors[0] * float(w[0])
+    out: Tensor = tensors[0] * float(w[0])
     for x, weight in zip(tensors[1:], w[1:], strict=True):
         out = out + x * float(weight)
     return out

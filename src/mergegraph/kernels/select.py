@@ -27,8 +27,9 @@ def select_bin(counts: Array, prefix: Array, *, bits: int) -> Array:
 def threshold(prefix: Array, *, width: int) -> Array:
     """The magnitude whose bits are ``prefix[0]`` (31 bits of a float32, 63 of a float64)."""
     bits = np.array([prefix[0]], dtype=np.int64)
-    value = bits.view(np.float64) if width == 63 else bits.astype(np.uint32).view(np.float32)
-    return value.astype(np.float64)
+    wide: Array = bits.view(np.float64)
+    narrow: Array = bits.astype(np.uint32).view(np.float32)
+    return np.array([float((wide if width == 63 else narrow)[0])])
 
 
 def _histogram_state(_: int, attrs: dict[str, Any]) -> tuple[int, str]:
@@ -37,9 +38,10 @@ def _histogram_state(_: int, attrs: dict[str, Any]) -> tuple[int, str]:
 
 def _histogram_code(block: str, count: str, state: str, stats: Sequence[str], attrs: dict[str, Any]) -> str:
     size = 64 if attrs["width"] == 63 else 32
+    operands = f"{block}, {count}, {state}, {attrs['shift']}"
     if not stats:
-        return f"fold_histogram{size}({block}, {count}, {state}, {attrs['shift']})"
-    return f"fold_histogram_within{size}({block}, {count}, {state}, {attrs['shift']}, {attrs['bits']}, {stats[0]}_0)"
+        return f"fold_histogram{size}({operands})"
+    return f"fold_histogram_within{size}({operands}, {attrs['bits']}, {stats[0]}_0)"
 
 
 def _histogram_finalise(rows: Array, _: int, __: dict[str, Any]) -> Array:

@@ -18,7 +18,8 @@ def slerp_weights(gram: Array, t: Array) -> Array:
     """Coefficients of ``a`` and ``b`` on the great circle between them, from their dot products.
 
     ``sin((1-t)θ)/sin θ`` and ``sin(tθ)/sin θ`` with ``cos θ = a·b / (|a||b|)``, applied to the
-    un-normalised tensors (Shoemake 1985). Nearly colinear tensors (|cos θ| > 0.9995) are interpolated linearly.
+    un-normalised tensors (Shoemake 1985). Nearly colinear tensors (|cos θ| > 0.9995) are interpolated
+    linearly.
     """
     norms = [math.sqrt(gram[i, i]) for i in (0, 1)]
     safe = [n if n > _TINY_NORM else 1.0 for n in norms]

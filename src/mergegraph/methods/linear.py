@@ -22,7 +22,10 @@ def build(_: Any, models: tuple[Any, ...], shared: Values, each: tuple[Values, .
 METHOD = MergeMethod(
     name="linear",
     summary="Weighted average of models of one shape.",
-    formula="out = Σ w_i x_i / Σ w_i          (normalize: true)\nout = Σ w_i x_i                  (normalize: false)",
+    formula=(
+        "out = Σ w_i x_i / Σ w_i          (normalize: true)\n"
+        "out = Σ w_i x_i                  (normalize: false)"
+    ),
     reference=Reference(
         "Wortsman et al. 2022, Model soups: averaging weights of multiple fine-tuned models",
         "https://arxiv.org/abs/2203.05482",

@@ -28,8 +28,10 @@ METHOD = MergeMethod(
         "https://dl.acm.org/doi/10.1145/325165.325242",
         "section 3.3, on whole tensors seen as vectors",
     ),
-    deviations="Coefficients are applied to the un-normalised tensors; nearly parallel and anti-parallel ones are "
-    "interpolated linearly.",
+    deviations=(
+        "Coefficients are applied to the un-normalised tensors; nearly parallel and anti-parallel ones "
+        "are interpolated linearly."
+    ),
     base="required",
     inputs=(1, 1),
     parameters=(

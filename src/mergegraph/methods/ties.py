@@ -36,8 +36,10 @@ METHOD = MergeMethod(
         "https://arxiv.org/abs/2306.01708",
         "algorithm 1",
     ),
-    deviations="Every element equal to the trim threshold is kept (as in the authors' code), so slightly more than "
-    "the density may remain where magnitudes repeat.",
+    deviations=(
+        "Every element equal to the trim threshold is kept (as in the authors' code), so slightly more "
+        "than the density may remain where magnitudes repeat."
+    ),
     base="required",
     inputs=(1, None),
     parameters=(

@@ -101,19 +101,8 @@ class MergePlan:
 
 
 _KEYS = (
-    "merge_method",
-    "models",
-    "slices",
-    "modules",
-    "base_model",
-    "dtype",
-    "out_dtype",
-    "tokenizer_source",
-    "tokenizer",
-    "chat_template",
-    "parameters",
-    "seed",
-    "unmatched",
+    *("merge_method", "models", "slices", "modules", "base_model", "dtype", "out_dtype"),
+    *("tokenizer_source", "tokenizer", "chat_template", "parameters", "seed", "unmatched"),
 )
 _MOE_KEYS = ("experts", "gate_mode")
 

@@ -199,7 +199,7 @@ def _already_done(
     return True
 
 
-ReadBack = Callable[[str, int, "np.ndarray[tuple[int], np.dtype[np.uint8]]"], None]
+ReadBack = Callable[[str, int, memoryview], None]
 
 
 def piece_checksum(program: Program, read_back: ReadBack) -> int:
@@ -213,6 +213,6 @@ def stored_checksum(tensor: str, offset: int, size: int, read_back: ReadBack) ->
     buffer = np.empty(min(step, max(size, 1)), dtype=np.uint8)
     for begin in range(0, size, step):
         part = buffer[: min(step, size - begin)]
-        read_back(tensor, offset + begin, part)
+        read_back(tensor, offset + begin, part.data)
         total += checksum(part, begin)
     return total % 2**64

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -50,11 +50,8 @@ class Tile:
     states: list[Array]
 
 
-class PhaseFunction(Protocol):
-    """Compute a tile: fill its output or add to its states; return the count of non-finite outputs."""
-
-    def __call__(self, tile: Tile, arena: Arena) -> int:
-        """Run on one tile."""
+PhaseFunction = Callable[[Tile, Arena], int]
+"""Compute a tile: fill its output or add to its states; return the count of non-finite outputs."""
 
 
 def copy_tile(tile: Tile, _: Arena) -> int:

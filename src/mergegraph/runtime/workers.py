@@ -94,7 +94,7 @@ class Worker:
         bits = load.spec.dtype.bits
         buffer = self._arena.bytes(f"load{i}", count * bits // 8)
         source = job.program.source(load)
-        self._reader.read_into(source.checkpoint, source.tensor, begin * bits // 8, buffer)
+        self._reader.read_into(source.checkpoint, source.tensor, begin * bits // 8, buffer.data)
         return buffer
 
     def _output(self, job: Job, count: int) -> Array | None:
@@ -103,8 +103,9 @@ class Worker:
         return self._arena.bytes("output", count * job.program.spec.dtype.bits // 8)
 
     def _write(self, job: Job, tile: Tile) -> None:
+        assert tile.output is not None
         offset = job.program.offset + tile.begin * job.program.spec.dtype.bits // 8
-        self._writer.write(job.program.tensor, offset, tile.output)
+        self._writer.write(job.program.tensor, offset, tile.output.data)
 
     def _checksum(self, job: Job, tile: Tile) -> int:
         assert tile.output is not None

@@ -81,7 +81,8 @@ class Program:
 
     def source(self, load: Node) -> SourceTensor:
         """The checkpoint tensor that `load` reads in this program."""
-        return self.sources[load.attributes["slot"]]
+        slot: int = load.attributes["slot"]
+        return self.sources[slot]
 
     @property
     def streamed_bytes(self) -> int:

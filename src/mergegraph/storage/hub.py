@@ -8,13 +8,11 @@ from __future__ import annotations
 import errno
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from inspect import signature
 from pathlib import Path
-from threading import Event, Lock
 from typing import Any
 
 import huggingface_hub.utils
@@ -37,9 +35,10 @@ from mergegraph.storage.files import free_bytes
 from mergegraph.storage.local import open_checkpoint
 from mergegraph.storage.remote import (
     CONFIG_FILE,
-    WORKERS,
     Listed,
+    Progress,
     RemoteFiles,
+    bring_all,
     index_remote,
     root_of,
     verified,
@@ -150,7 +149,7 @@ def fetch(index: CheckpointIndex, on_bytes: Callable[[int], None] | None = None)
             _check_room(sum(index.downloads[file] for file in missing))
             # Downloads are retried with patience. Ask once, first, whether there is anyone to ask.
             _ask(repo, commit)
-        paths = _download(repo, commit, index.downloads, on_bytes)
+        paths = bring_all(index.downloads, partial(_bring, repo, commit, on_bytes), on_bytes)
     root = next(root_of(path, file) for file, path in paths.items())
     entries = {file: verified(root, planned) for file, planned in index.files.items()}
     _remember(root, index.asked)
@@ -216,66 +215,16 @@ def _streamed(url: str, headers: Mapping[str, str]) -> Iterator[tuple[Any, Calla
             yield response, response.iter_content
 
 
-class _StoppedError(Exception):
-    """Another file failed, or the user wants no more."""
+def _bring(
+    repo: str, commit: str, on_bytes: Callable[[int], None] | None, file: str, progress: Progress
+) -> Path:
+    options: dict[str, Any] = {}
+    if "tqdm_class" in signature(hf_hub_download).parameters:  # old versions have no such thing
+        options["tqdm_class"] = _bar(progress, quiet=on_bytes is not None)
+    return Path(hf_hub_download(repo, file, revision=commit, library_name="mergegraph", **options))
 
 
-class _Progress:
-    """Bytes of one file that have arrived, each reported once however often it is sent."""
-
-    def __init__(self, size: int, report: Callable[[int], None]) -> None:
-        self._size = size
-        self._report = report
-        self._arrived = 0
-        self._reported = 0
-
-    def advance(self, n: float) -> None:
-        self._arrived += int(n)
-        new = max(0, min(self._arrived, self._size) - self._reported)
-        self._reported += new
-        self._report(new)
-
-    def finish(self) -> None:
-        self.advance(self._size - self._arrived)
-
-
-def _download(
-    repo: str, commit: str, files: Mapping[str, int], on_bytes: Callable[[int], None] | None
-) -> dict[str, Path]:
-    lock, stop = Lock(), Event()
-
-    def report(n: int) -> None:
-        if stop.is_set():
-            raise _StoppedError  # leave the transfer itself: it may have gigabytes to go
-        if on_bytes is not None and n:
-            with lock:
-                on_bytes(n)
-
-    def one(file: str) -> Path:
-        progress = _Progress(files[file], report)
-        options: dict[str, Any] = {}
-        if "tqdm_class" in signature(hf_hub_download).parameters:  # old versions have no such thing
-            options["tqdm_class"] = _bar(progress, quiet=on_bytes is not None)
-        path = hf_hub_download(repo, file, revision=commit, library_name="mergegraph", **options)
-        progress.finish()
-        return Path(path)
-
-    with ThreadPoolExecutor(WORKERS) as pool:
-        futures = {file: pool.submit(one, file) for file in files}
-        try:
-            wait(futures.values(), return_when=FIRST_EXCEPTION)
-        finally:
-            stop.set()
-            for future in futures.values():
-                future.cancel()
-    for future in futures.values():
-        error = None if future.cancelled() else future.exception()
-        if error is not None and not isinstance(error, _StoppedError):
-            raise error
-    return {file: future.result() for file, future in futures.items()}
-
-
-def _bar(progress: _Progress, *, quiet: bool) -> type:
+def _bar(progress: Progress, *, quiet: bool) -> type:
     """Return a class of progress bars that tell `progress` what arrives, and draw nothing if `quiet`."""
 
     class Bar(_utils.tqdm):  # type: ignore[misc]  # it has no types

@@ -1,4 +1,4 @@
-"""Index a checkpoint that lies elsewhere, from a list of its files and reads of small ranges.
+"""Checkpoints that lie elsewhere: index them by reads of small ranges, bring their files here.
 
 One set of rules judges local and remote checkpoints: the listed names become empty files in a scratch
 directory, the few small files that decide become real ones, and `local` chooses as it does anywhere.
@@ -7,12 +7,13 @@ directory, the few small files that decide become real ones, and `local` chooses
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
+from threading import Event, Lock
 
 from mergegraph.checkpoint.index import CheckpointIndex, FileEntry, header_length, parse_header, shorten
 from mergegraph.checkpoint.layout import INDEX_FILE
@@ -21,9 +22,8 @@ from mergegraph.errors import CheckpointError, HubError
 from mergegraph.storage import local
 
 CONFIG_FILE = "config.json"
-WORKERS = 8
-"""Requests under way at a time."""
 
+_WORKERS = 8
 _HEADER_GUESS = 32_768  # holds most headers, so that one request per shard does
 _JSON_LIMIT = 100_000_000
 
@@ -70,7 +70,7 @@ def index_remote(remote: RemoteFiles, name: str) -> tuple[CheckpointIndex, dict[
             _, chosen, weight_map = local._choose(scratch)
             config = local._read_config(scratch / CONFIG_FILE)
             sidecars = local._sidecars(scratch)
-        with ThreadPoolExecutor(WORKERS) as pool:
+        with ThreadPoolExecutor(_WORKERS) as pool:
             shards = list(pool.map(lambda file: _shard(remote, file), chosen))
         with _relabelled(remote, scratch):
             tensors = local._gather(scratch, shards, weight_map)
@@ -106,6 +106,76 @@ def verified(root: Path, planned: FileEntry) -> FileEntry:
             hint="remove it and the file it links to from the cache, then run again",
         )
     return entry
+
+
+class _StoppedError(Exception):
+    """Another file failed, or the user wants no more."""
+
+
+class Progress:
+    """Bytes of one file that have arrived, each reported once however often it is sent."""
+
+    def __init__(self, size: int, report: Callable[[int], None]) -> None:
+        self._size = size
+        self._report = report
+        self._arrived = 0
+        self._reported = 0
+
+    def advance(self, n: float) -> None:
+        """Take note of `n` more bytes; less than none if they are to be sent again.
+
+        It raises when the transfer that calls it is no longer wanted.
+        """
+        self._arrived += int(n)
+        new = max(0, min(self._arrived, self._size) - self._reported)
+        self._reported += new
+        self._report(new)
+
+    def finish(self) -> None:
+        """Take note that the file is there, however it came."""
+        self.advance(self._size - self._arrived)
+
+
+def bring_all(
+    files: Mapping[str, int],
+    bring: Callable[[str, Progress], Path],
+    on_bytes: Callable[[int], None] | None = None,
+) -> dict[str, Path]:
+    """Call `bring` for all files, several at a time, until one fails; return where each lies now.
+
+    Args:
+        files: sizes by name.
+        bring: fetches one file, and tells the progress what arrives.
+        on_bytes: called with the number of bytes that are newly there, by one thread at a time.
+    """
+    lock, stop = Lock(), Event()
+
+    def report(n: int) -> None:
+        if stop.is_set():
+            raise _StoppedError  # out of the transfer itself: it may have gigabytes to go
+        if on_bytes is not None and n:
+            with lock:
+                on_bytes(n)
+
+    def one(file: str) -> Path:
+        progress = Progress(files[file], report)
+        path = bring(file, progress)
+        progress.finish()
+        return path
+
+    with ThreadPoolExecutor(_WORKERS) as pool:
+        futures = {file: pool.submit(one, file) for file in files}
+        try:
+            wait(futures.values(), return_when=FIRST_EXCEPTION)
+        finally:
+            stop.set()
+            for future in futures.values():
+                future.cancel()
+    for future in futures.values():
+        error = None if future.cancelled() else future.exception()
+        if error is not None and not isinstance(error, _StoppedError):
+            raise error
+    return {file: future.result() for file, future in futures.items()}
 
 
 def _sketch(remote: RemoteFiles, scratch: Path) -> None:
