@@ -22,7 +22,6 @@ def check_plan(
     slices = as_slices(plan)
     problems.extend(check_parameters(plan, method))
     _check_base(plan, method, slices, problems)
-    check_repeats(slices, inputs, problems)
     for part in slices:
         _check_count(plan, method, part, problems)
         _check_layers(part, inputs, problems)
@@ -132,15 +131,3 @@ def shape_problem(name: str, shapes: Mapping[str, tuple[int, ...]], where: Origi
         hint = "the models have vocabularies of different sizes; resize them to one vocabulary first"
     text = "; ".join(f"{list(shape)} in {model}" for model, shape in shapes.items())
     return f"{name} has different shapes: {text}", where, hint
-
-
-def check_repeats(slices: tuple[Slice, ...], inputs: Mapping[ModelRef, Input], problems: Problems) -> None:
-    """Note checkpoints that a slice lists twice under different names (links, ``./a`` and ``a``)."""
-    for part in slices:
-        names: dict[str, str] = {}
-        for source in part.sources:
-            model = inputs[source.model]
-            if model.key in names:
-                message = f"{model.name} is the same checkpoint as {names[model.key]}"
-                problems.add(message, source.origin, "list every model once")
-            names[model.key] = model.name

@@ -17,6 +17,7 @@ def notes(
 ) -> tuple[str, ...]:
     """Return the remarks, in the order of the plan's keys."""
     found = [*plan.notes, *parameter_notes(plan, method), *_idle_filters(plan, inputs, graph)]
+    found += _repeated(inputs)
     found += [
         f"override_architecture of {ref} is not needed: layers are recognised by tensor names"
         for ref in inputs
@@ -42,3 +43,13 @@ def _idle_filters(plan: MergePlan, inputs: Mapping[ModelRef, Input], graph: Grap
         for text, origin in filters.items()
         if not any(str(text) in name for name in names)
     ]
+
+
+def _repeated(inputs: Mapping[ModelRef, Input]) -> list[str]:
+    """Checkpoints that the plan names twice: links, or ``./a`` and ``a``."""
+    first: dict[str, str] = {}
+    found = []
+    for model in inputs.values():
+        if first.setdefault(model.key, model.name) != model.name:
+            found.append(f"{model.name} is the same checkpoint as {first[model.key]}")
+    return found

@@ -27,9 +27,9 @@ def select_bin(counts: Array, prefix: Array, *, bits: int) -> Array:
 def threshold(prefix: Array, *, width: int) -> Array:
     """The magnitude whose bits are ``prefix[0]`` (31 bits of a float32, 63 of a float64)."""
     bits = np.array([prefix[0]], dtype=np.int64)
-    wide: Array = bits.view(np.float64)
-    narrow: Array = bits.astype(np.uint32).view(np.float32)
-    return np.array([float((wide if width == 63 else narrow)[0])])
+    value: Array = bits.view(np.float64) if width == 63 else bits.astype(np.uint32).view(np.float32)
+    result: Array = value.astype(np.float64)
+    return result
 
 
 def _histogram_state(_: int, attrs: dict[str, Any]) -> tuple[int, str]:

@@ -1,0 +1,153 @@
+"""Expressions computed in three ways: op by op with torch, and scheduled, generated or interpreted.
+
+The scheduled runs go through the real phases, workers and progress; only the checkpoint and the
+output file are replaced, by tensors in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mergegraph import ops
+from mergegraph.graph.graph import Graph, Output, Piece, SourceTensor
+from mergegraph.graph.node import CONSTANT, Locality, Node, walk
+from mergegraph.runtime.executor import phase_functions
+from mergegraph.runtime.interpret import interpreted
+from mergegraph.runtime.progress import Progress
+from mergegraph.runtime.tiles import PhaseFunction, copy_tile
+from mergegraph.runtime.workers import Worker
+from mergegraph.schedule.memory import TILE
+from mergegraph.schedule.tiling import Program, programs
+from mergegraph.tensorspec import DType, TensorSpec, dtype_from_torch_name
+
+Mode = Literal["generated", "interpreted"]
+
+
+def dtype_of(x: Tensor) -> DType:
+    found = dtype_from_torch_name(str(x.dtype))
+    assert found is not None
+    return found
+
+
+def torch_dtype(dtype: DType) -> torch.dtype:
+    found: torch.dtype = getattr(torch, dtype.torch_name)
+    return found
+
+
+def raw(x: Tensor) -> np.ndarray[Any, Any]:
+    """The bytes of a tensor, row-major, as they would lie in a file."""
+    return x.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
+
+
+def loads(tensors: Sequence[Tensor]) -> list[Node]:
+    """One ``load`` node per tensor, slot i for tensor i."""
+    return [ops.load(i, TensorSpec(tuple(x.shape), dtype_of(x))) for i, x in enumerate(tensors)]
+
+
+class Memory:
+    """Stands for the reader and the writer at once."""
+
+    def __init__(self, sources: Mapping[str, Tensor], size: int) -> None:
+        self._sources = {name: raw(x) for name, x in sources.items()}
+        self.output = np.full(size, 0xA5, dtype=np.uint8)
+        self.written = np.zeros(size, dtype=np.uint8)
+
+    def read_into(self, source: str, tensor: str, offset: int, buffer: memoryview) -> None:
+        assert source == "memory"
+        target = np.frombuffer(buffer, dtype=np.uint8)
+        target[:] = self._sources[tensor][offset : offset + target.nbytes]
+
+    def write(self, _: str, offset: int, buffer: memoryview) -> None:
+        data = np.frombuffer(buffer, dtype=np.uint8)
+        self.output[offset : offset + data.nbytes] = data
+        self.written[offset : offset + data.nbytes] += 1
+
+
+@dataclass
+class Result:
+    """What a scheduled run gives: the tensor, the statistics by node key, and the count of bad numbers."""
+
+    tensor: Tensor
+    nonfinite: int
+    values: dict[bytes, Any] = field(repr=False)
+
+
+def program_of(expression: Node, count: int) -> Program:
+    sources = tuple(SourceTensor("memory", f"x{i}") for i in range(count))
+    spec = TensorSpec(expression.spec.shape, expression.spec.dtype)
+    (program,) = programs(Graph({"out": Output(spec, (Piece(expression, sources),))}))
+    return program
+
+
+def schedule_run(
+    expression: Node,
+    tensors: Sequence[Tensor],
+    *,
+    mode: Mode = "generated",
+    tile: int = TILE,
+    backwards: bool = False,
+) -> Result:
+    """Run `expression` tile by tile; `backwards` executes the jobs of a phase in reverse order."""
+    program = program_of(expression, len(tensors))
+    memory = Memory({f"x{i}": x for i, x in enumerate(tensors)}, program.spec.nbytes)
+    worker = Worker(memory, memory, _functions(program, mode))  # type: ignore[arg-type]
+    progress = Progress(program, tile)
+    jobs = progress.start()
+    while jobs:
+        ordered = reversed(jobs) if backwards else jobs
+        jobs = [follow for job in ordered for follow in progress.absorb(worker.execute(job))]
+    assert progress.done
+    assert (memory.written == 1).all(), "every byte is written exactly once"
+    flat = torch.from_numpy(memory.output).view(torch_dtype(program.spec.dtype))
+    return Result(flat.reshape(program.spec.shape), progress.tally.nonfinite, progress.values)
+
+
+def _functions(program: Program, mode: Mode) -> dict[int, PhaseFunction]:
+    if mode == "generated":
+        assert all(phase.generated for phase in program.phases)
+        return phase_functions([program], "cpu")
+    return {
+        id(phase): copy_tile if program.raw else interpreted(phase, "cpu") for phase in program.phases
+    }
+
+
+def eager(expression: Node, tensors: Sequence[Tensor]) -> Any:
+    """Compute `expression` by calling its ops on whole torch tensors, one after the other."""
+    values: dict[bytes, Any] = {}
+    for n in walk([expression]):
+        if n.op.locality is Locality.SOURCE:
+            values[n.key] = tensors[n.attributes["slot"]]
+        elif n.op is CONSTANT:
+            values[n.key] = n.attributes["values"]
+        else:
+            values[n.key] = n.op(*(values[x.key] for x in n.inputs), **n.attributes)
+    return values[expression.key]
+
+
+def differences(a: Tensor, b: Tensor) -> int:
+    """How many elements differ in any bit; two NaNs are the same whatever their payload."""
+    assert a.dtype == b.dtype
+    assert a.shape == b.shape
+    size = torch.iinfo if not a.is_floating_point() else torch.finfo
+    bits = {8: torch.uint8, 16: torch.int16, 32: torch.int32, 64: torch.int64}[size(a.dtype).bits]
+    unequal = a.contiguous().reshape(-1).view(bits) != b.contiguous().reshape(-1).view(bits)
+    if a.is_floating_point():
+        unequal &= ~(a.reshape(-1).isnan() & b.reshape(-1).isnan())
+    return int(unequal.sum())
+
+
+def assert_same_bits(a: Tensor, b: Tensor) -> None:
+    count = differences(a, b)
+    assert count == 0, f"{count} of {a.numel()} elements differ: {a.reshape(-1)[:8]} … {b.reshape(-1)[:8]}"
+
+
+def normal(*shape: int, dtype: DType = DType.F32, seed: int = 0, spread: float = 1.0) -> Tensor:
+    """Normally distributed values, the same for the same arguments everywhere."""
+    values = np.random.Generator(np.random.SFC64(seed)).standard_normal(shape) * spread
+    return torch.from_numpy(np.asarray(values)).to(torch_dtype(dtype))
