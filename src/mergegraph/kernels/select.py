@@ -45,7 +45,8 @@ def _histogram_code(block: str, count: str, state: str, stats: Sequence[str], at
 
 
 def _histogram_finalise(rows: Array, _: int, __: dict[str, Any]) -> Array:
-    return rows.sum(axis=0, dtype=np.int64)
+    counts: Array = rows.sum(axis=0, dtype=np.int64)
+    return counts
 
 
 HISTOGRAM = Reduction(_histogram_state, False, _histogram_code, "folds:histogram", _histogram_finalise)
