@@ -132,7 +132,7 @@ def _one(a: Node, b: Node, t: float) -> Node:
 def test_code_depends_on_structure_and_not_on_numbers_or_shapes() -> None:
     first = [tile_source(p) for p in cut(_one(*loads([normal(3, 4), normal(3, 4)]), 0.3))]
     second = [tile_source(p) for p in cut(_one(*loads([normal(70_000), normal(70_000)]), 0.9))]
-    other = [tile_source(p) for p in cut(_one(*loads([normal(3, 4), normal(3, 4, dtype=F64)]), 0.3))]
+    other = [tile_source(p) for p in cut(_one(*loads([normal(3, 4), normal(3, 4, dtype=BF16)]), 0.3))]
     assert first == second
     assert len(first) == 2
     assert all(a != b for a, b in zip(first, other, strict=True))
