@@ -83,12 +83,14 @@ class Space(Enum):
     """What the numbers of a tensor mean; adding a WEIGHT to a WEIGHT by mistake is an error.
 
     WEIGHT is a point in parameter space, DELTA a difference of two (a task vector), STAT a small
-    statistic (dot products, thresholds, coefficients) that is held, never streamed.
+    statistic (dot products, thresholds, coefficients) that is held, never streamed, ROW a few numbers
+    for each row of a tensor, that live as long as the row is worked on.
     """
 
     WEIGHT = "weight"
     DELTA = "delta"
     STAT = "stat"
+    ROW = "row"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,112 @@
+"""Loading, casting, and linear combinations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from mergegraph.errors import GraphError
+from mergegraph.graph.node import Locality, Node, Op, Real, node
+from mergegraph.ops.rules import Attrs, Code, D, W, like_tiles, split, tile, widths
+from mergegraph.tensorspec import DType, TensorSpec
+
+
+def _load_spec(_: Sequence[TensorSpec], attrs: Attrs) -> TensorSpec:
+    return TensorSpec(attrs["shape"], DType[attrs["dtype"]])
+
+
+def _cast_spec(specs: Sequence[TensorSpec], attrs: Attrs) -> TensorSpec:
+    (spec,) = specs
+    dtype = DType[attrs["dtype"]]
+    if not (spec.dtype.arithmetic and dtype.arithmetic):
+        raise GraphError(f"cannot cast {spec.dtype.torch_name} to {dtype.torch_name}")
+    return TensorSpec(spec.shape, dtype, spec.space)
+
+
+def _identical_spec(specs: Sequence[TensorSpec], _: Attrs) -> TensorSpec:
+    if any(spec != specs[0] for spec in specs):
+        raise GraphError("only tensors of one shape and dtype can be identical")
+    return specs[0]
+
+
+def _delta_spec(specs: Sequence[TensorSpec], _: Attrs) -> TensorSpec:
+    if len(specs) != 2:
+        raise GraphError("delta takes a weight and a base")
+    return tile("delta", specs, W, D)
+
+
+def _apply_delta_spec(specs: Sequence[TensorSpec], _: Attrs) -> TensorSpec:
+    tiles, small = split(specs)
+    widths("apply_delta", small, 1)
+    if len(tiles) != 2 or tiles[1].space is not D:
+        raise GraphError("apply_delta adds a delta to a weight")
+    return tile("apply_delta", [tiles[0], TensorSpec(tiles[1].shape, tiles[1].dtype)], W, W)
+
+
+def _cast_code(args: Sequence[str], attrs: Attrs, _: Real, __: str) -> Code:
+    return [], f"round_{attrs['dtype'].lower()}({args[0]})"
+
+
+def _weighted_sum_code(args: Sequence[str], _: Attrs, __: Real, ___: str) -> Code:
+    *xs, w = args
+    return [], " + ".join(f"{w}_{i} * {x}" for i, x in enumerate(xs))
+
+
+def _scale_code(args: Sequence[str], _: Attrs, __: Real, ___: str) -> Code:
+    return [], f"{args[0]} * {args[1]}_0"
+
+
+def _delta_code(args: Sequence[str], _: Attrs, __: Real, ___: str) -> Code:
+    return [], f"{args[0]} - {args[1]}"
+
+
+def _apply_delta_code(args: Sequence[str], _: Attrs, __: Real, ___: str) -> Code:
+    return [], f"{args[0]} + {args[1]} * {args[2]}_0"
+
+
+def _nearswap_code(args: Sequence[str], _: Attrs, real: Real, tmp: str) -> Code:
+    base, x, t = args
+    lines = [
+        f"{tmp}g = abs({base} - {x})",
+        f"{tmp}q = {t}_0 / ({tmp}g if {tmp}g > {real.type}(1e-6) else {real.type}(1e-6))",
+        f"{tmp}h = {real.one} if {tmp}q > {real.one} else {tmp}q",
+        f"{tmp}s = {real.zero} if {tmp}h < {real.zero} else {tmp}h",
+    ]
+    return lines, f"{tmp}s * {x} + ({real.one} - {tmp}s) * {base}"
+
+
+def _one(_: int) -> tuple[int, ...]:
+    return (1,)
+
+
+_EW = Locality.ELEMENTWISE
+
+LOAD = Op("load", Locality.SOURCE, _load_spec)
+IDENTICAL = Op("identical", _EW, _identical_spec, "linear:identical")
+cast = Op("cast", _EW, _cast_spec, "linear:cast", _cast_code)
+weighted_sum = Op(
+    "weighted_sum",
+    _EW,
+    like_tiles("weighted_sum", small=lambda n: (n,)),
+    "linear:weighted_sum",
+    _weighted_sum_code,
+)
+scale = Op("scale", _EW, like_tiles("scale", small=_one), "linear:scale", _scale_code)
+delta = Op("delta", _EW, _delta_spec, "linear:delta", _delta_code)
+apply_delta = Op("apply_delta", _EW, _apply_delta_spec, "linear:apply_delta", _apply_delta_code)
+nearswap = Op("nearswap", _EW, like_tiles("nearswap", small=_one), "linear:nearswap", _nearswap_code)
+
+
+def load(slot: int, spec: TensorSpec) -> Node:
+    """The checkpoint tensor of `spec` bound to `slot`, in the dtype it is stored in."""
+    return node(LOAD, slot=slot, dtype=spec.dtype.name, shape=spec.shape)
+
+
+def numel(x: Any) -> int:
+    """Number of elements of a node or a tensor."""
+    return x.spec.numel if isinstance(x, Node) else int(x.numel())
+
+
+def is_float64(x: Any) -> bool:
+    """Whether arithmetic on a node or a tensor is done in float64."""
+    return x.spec.dtype is DType.F64 if isinstance(x, Node) else str(x.dtype) == "torch.float64"
