@@ -21,17 +21,15 @@ Code = tuple[list[str], str]
 # ---- spec rules -----------------------------------------------------------------------------
 
 
-def _split(specs: Sequence[TensorSpec]) -> tuple[list[TensorSpec], list[TensorSpec]]:
-    return (
-        [s for s in specs if s.space is not Space.STAT],
-        [s for s in specs if s.space is Space.STAT],
-    )
+def _split(specs: Sequence[TensorSpec]) -> tuple[Sequence[TensorSpec], Sequence[TensorSpec]]:
+    """Tensors, then the statistics that stand last."""
+    count = sum(s.space is not Space.STAT for s in specs)
+    return specs[:count], specs[count:]
 
 
 def _tile(name: str, specs: Sequence[TensorSpec], space: Space, result: Space) -> TensorSpec:
     """All `specs` in `space`, of one shape and arithmetic dtype → `result` in the compute dtype."""
-    if not specs:
-        raise GraphError(f"{name} needs at least one tensor operand")
+    _tensors(name, specs)
     for spec in specs:
         if spec.shape != specs[0].shape:
             raise GraphError(f"{name} cannot combine shapes {specs[0].shape} and {spec.shape}")
@@ -43,10 +41,25 @@ def _tile(name: str, specs: Sequence[TensorSpec], space: Space, result: Space) -
     return TensorSpec(specs[0].shape, DType.F64 if wide else DType.F32, result)
 
 
-def _stats(name: str, specs: Sequence[TensorSpec], *lengths: int) -> None:
-    found = tuple(s.numel for s in specs)
-    if found != lengths:
-        raise GraphError(f"{name} takes statistics of lengths {lengths}, not {found}")
+def _tensors(name: str, specs: Sequence[TensorSpec], count: int | None = None) -> Sequence[TensorSpec]:
+    """`specs`, provided that they are tensors: `count` of them, or one at least."""
+    if any(s.space is Space.STAT for s in specs):
+        raise GraphError(f"{name} takes tensors, not statistics")
+    if not specs or count not in (None, len(specs)):
+        raise GraphError(f"{name} takes {count or 'one or more'} tensors, not {len(specs)}")
+    return specs
+
+
+def _stats(name: str, specs: Sequence[TensorSpec], *shapes: int | tuple[int, ...]) -> None:
+    """Check that `specs` are float64 statistics of these shapes."""
+    wanted = tuple((s,) if isinstance(s, int) else s for s in shapes)
+    found = tuple(s.shape for s in specs)
+    if found != wanted:
+        raise GraphError(f"{name} takes statistics of shapes {wanted}, not {found}")
+    if any(s.space is not Space.STAT for s in specs):
+        raise GraphError(f"{name} takes a statistic, not a tensor")
+    if any(s.dtype is not DType.F64 for s in specs):
+        raise GraphError(f"{name} takes float64 statistics, not counts")
 
 
 def _load_spec(_: Sequence[TensorSpec], attrs: Attrs) -> TensorSpec:
@@ -54,14 +67,17 @@ def _load_spec(_: Sequence[TensorSpec], attrs: Attrs) -> TensorSpec:
 
 
 def _cast_spec(specs: Sequence[TensorSpec], attrs: Attrs) -> TensorSpec:
-    (spec,) = specs
-    dtype = DType[attrs["dtype"]]
+    (spec,) = _tensors("cast", specs, 1)
+    dtype = DType.__members__.get(attrs["dtype"])
+    if dtype is None:
+        raise GraphError(f"there is no dtype {attrs['dtype']!r}")
     if not (spec.dtype.arithmetic and dtype.arithmetic):
         raise GraphError(f"cannot cast {spec.dtype.torch_name} to {dtype.torch_name}")
     return TensorSpec(spec.shape, dtype, spec.space)
 
 
 def _identical_spec(specs: Sequence[TensorSpec], _: Attrs) -> TensorSpec:
+    _tensors("identical", specs)
     if any(spec != specs[0] for spec in specs):
         raise GraphError("only tensors of one shape and dtype can be identical")
     return specs[0]
@@ -76,16 +92,17 @@ def _weighted_sum_spec(specs: Sequence[TensorSpec], _: Attrs) -> TensorSpec:
 
 def _scale_spec(specs: Sequence[TensorSpec], _: Attrs) -> TensorSpec:
     _stats("scale", specs[1:], 1)
+    _tensors("scale", specs[:1], 1)
     return _tile("scale", specs[:1], specs[0].space, specs[0].space)
 
 
 def _delta_spec(specs: Sequence[TensorSpec], _: Attrs) -> TensorSpec:
-    return _tile("delta", specs, Space.WEIGHT, Space.DELTA)
+    return _tile("delta", _tensors("delta", specs, 2), Space.WEIGHT, Space.DELTA)
 
 
 def _apply_delta_spec(specs: Sequence[TensorSpec], _: Attrs) -> TensorSpec:
-    base, delta, scale = specs
-    _stats("apply_delta", [scale], 1)
+    _stats("apply_delta", specs[2:], 1)
+    base, delta = _tensors("apply_delta", specs[:2], 2)
     if delta.space is not Space.DELTA:
         raise GraphError("apply_delta adds a delta to a weight")
     return _tile("apply_delta", [base, TensorSpec(delta.shape, delta.dtype)], Space.WEIGHT, Space.WEIGHT)
@@ -102,32 +119,46 @@ def _elect_sign_spec(specs: Sequence[TensorSpec], _: Attrs) -> TensorSpec:
 
 def _disjoint_merge_spec(specs: Sequence[TensorSpec], _: Attrs) -> TensorSpec:
     tiles, stats = _split(specs)
+    if len(tiles) < 2:
+        raise GraphError("disjoint_merge takes a sign and at least one delta")
     _stats("disjoint_merge", stats, len(tiles) - 1)
     return _tile("disjoint_merge", tiles, Space.DELTA, Space.DELTA)
 
 
 def _gram_spec(specs: Sequence[TensorSpec], _: Attrs) -> TensorSpec:
-    _tile("gram", specs, specs[0].space, Space.STAT)
+    _tile("gram", specs, _tensors("gram", specs)[0].space, Space.STAT)
     return TensorSpec((len(specs), len(specs)), DType.F64, Space.STAT)
 
 
 def _slerp_spec(specs: Sequence[TensorSpec], _: Attrs) -> TensorSpec:
-    _stats("slerp", specs, 4, 1)
+    _stats("slerp", specs, (2, 2), 1)
     return TensorSpec((2,), DType.F64, Space.STAT)
 
 
 def _histogram_spec(specs: Sequence[TensorSpec], attrs: Attrs) -> TensorSpec:
-    _tile("histogram", specs[:1], specs[0].space, Space.STAT)
-    _stats("histogram", specs[1:], *([2] if attrs["shift"] + attrs["bits"] < attrs["width"] else []))
+    (spec,) = _tensors("histogram", specs[:1], 1)
+    wide = _tile("histogram", [spec], spec.space, Space.STAT).dtype is DType.F64
+    if attrs["width"] != (63 if wide else 31):
+        raise GraphError(f"histogram cannot count {attrs['width']} magnitude bits of {spec.dtype.torch_name}")
+    _prefix("histogram", specs[1:], int(attrs["shift"] + attrs["bits"] < attrs["width"]))
     return TensorSpec((1 << attrs["bits"],), DType.I64, Space.STAT)
 
 
-def _select_spec(specs: Sequence[TensorSpec], _: Attrs) -> TensorSpec:
+def _prefix(name: str, specs: Sequence[TensorSpec], count: int) -> None:
+    """A prefix is the bits found so far and a rank: the plan's rank, or the result of a `select`."""
+    if len(specs) != count or any(s.space is not Space.STAT or s.shape != (2,) for s in specs):
+        raise GraphError(f"{name} takes {count} prefixes of the bits (a statistic of length 2)")
+
+
+def _select_spec(specs: Sequence[TensorSpec], attrs: Attrs) -> TensorSpec:
+    if not specs or specs[0] != TensorSpec((1 << attrs["bits"],), DType.I64, Space.STAT):
+        raise GraphError("select takes the counts of a histogram")
+    _prefix("select", specs[1:], 1)
     return TensorSpec((2,), DType.I64, Space.STAT)
 
 
 def _l1_spec(specs: Sequence[TensorSpec], _: Attrs) -> TensorSpec:
-    _tile("l1_norm", specs, specs[0].space, Space.STAT)
+    _tile("l1_norm", specs, _tensors("l1_norm", specs, 1)[0].space, Space.STAT)
     return TensorSpec((1,), DType.F64, Space.STAT)
 
 
@@ -137,7 +168,7 @@ def _factor_spec(specs: Sequence[TensorSpec], _: Attrs) -> TensorSpec:
 
 
 def _threshold_spec(specs: Sequence[TensorSpec], _: Attrs) -> TensorSpec:
-    _stats("threshold", specs, 2)
+    _prefix("threshold", specs, 1)
     return TensorSpec((1,), DType.F64, Space.STAT)
 
 
@@ -173,7 +204,7 @@ def _elect_sign_code(args: Sequence[str], _: Attrs, real: Real, __: str) -> Code
 def _disjoint_merge_code(args: Sequence[str], attrs: Attrs, real: Real, tmp: str) -> Code:
     # Selects on products, not nested conditions: LLVM vectorises these, but not branches.
     sign, *xs, w = args
-    agrees = [f"{x} * {sign} > {real.zero}" for x in xs]
+    agrees = [f"not {x} * {sign} <= {real.zero}" for x in xs]
     total = " + ".join(f"({x} if {agree} else {real.zero})" for x, agree in zip(xs, agrees, strict=True))
     if not attrs["normalize"]:
         return [], total
