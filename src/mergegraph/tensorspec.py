@@ -155,7 +155,7 @@ def format_bytes(n: int) -> str:
     """Render `n` bytes in decimal units: ``"2.20 GB"``, ``"512 B"``."""
     value = float(n)
     for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000:
+        if value < 999.995 or (unit == "B" and value < 1000):
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.2f} {unit}"
         value /= 1000
     return f"{value:.2f} TB"

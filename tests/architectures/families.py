@@ -114,7 +114,11 @@ OTHERS: dict[str, tuple[Any, dict[str, Any], Any]] = {
         },
         hf.LlavaForConditionalGeneration,
     ),
-    "gemma3": (hf.Gemma3Config, {"text_config": HEAD, "vision_config": VIT}, hf.Gemma3ForConditionalGeneration),
+    "gemma3": (
+        hf.Gemma3Config,
+        {"text_config": HEAD, "vision_config": VIT},
+        hf.Gemma3ForConditionalGeneration,
+    ),
     "qwen2_5_vl": (
         hf.Qwen2_5_VLConfig,
         {

@@ -12,7 +12,7 @@ import torch
 import transformers
 
 import mergegraph
-from tests.architectures.families import CAUSAL, OTHERS, Made, config_of, family, shapes_of
+from tests.architectures.families import CAUSAL, Made, config_of, family, shapes_of
 from tests.compiler.headers import CONFIG, LLAMA, compiled, index, linear, llama, stacked
 
 FLAT = [name for name in CAUSAL if name != "lfm2"]
@@ -178,7 +178,11 @@ def test_a_model_of_another_depth_lends_its_own_values() -> None:
 def test_every_key_that_counts_the_layers_is_corrected() -> None:
     config = {"num_hidden_layers": 4, "n_layer": 4, "text_config": {"num_hidden_layers": 4}}
     after = config_after(config, ("a", 0, 3))
-    assert (after["num_hidden_layers"], after["n_layer"], after["text_config"]["num_hidden_layers"]) == (3, 3, 3)
+    assert (after["num_hidden_layers"], after["n_layer"], after["text_config"]["num_hidden_layers"]) == (
+        3,
+        3,
+        3,
+    )
 
 
 def test_the_inputs_configs_are_not_changed() -> None:

@@ -65,7 +65,9 @@ def test_a_count_that_is_no_integer_is_no_count(count: Any) -> None:
 
 def test_hostile_configs_are_no_obstacle() -> None:
     config: dict[str, Any] = {"text_config": {"text_config": {"num_layers": 2}}, "llm_config": 3}
-    assert [(path, n) for path, n in layer_counts(config)] == [(("text_config", "text_config", "num_layers"), 2)]
+    assert [(path, n) for path, n in layer_counts(config)] == [
+        (("text_config", "text_config", "num_layers"), 2)
+    ]
 
 
 # ---- prefixes --------------------------------------------------------------------------------------
@@ -73,7 +75,7 @@ def test_hostile_configs_are_no_obstacle() -> None:
 
 def names(prefix: str, *extra: str) -> dict[str, None]:
     body = ["wte.weight", "ln_f.weight", *(f"h.{i}.mlp.weight" for i in range(3))]
-    return {**{prefix + n: None for n in body}, **{n: None for n in extra}}
+    return {**{prefix + n: None for n in body}, **dict.fromkeys(extra)}
 
 
 def test_equal_names_need_no_prefix() -> None:

@@ -75,7 +75,17 @@ def test_there_and_back_is_the_same_value(dtype: DType) -> None:
 
 @pytest.mark.parametrize("dtype", FLOATS[:3], ids=lambda d: d.name)
 def test_float64_rounds_as_in_torch(dtype: DType) -> None:
-    near = [1 + 2**-8, 1 + 2**-11, 65520.0, 65519.999999, 3.4028235677973366e38, 1e300, 1e-300, 2**-25, 2**-134]
+    near = [
+        1 + 2**-8,
+        1 + 2**-11,
+        65520.0,
+        65519.999999,
+        3.4028235677973366e38,
+        1e300,
+        1e-300,
+        2**-25,
+        2**-134,
+    ]
     values = [x * (1 + e) for x in near for e in (0.0, 2**-40, -(2**-40))]
     x = torch.tensor([*values, *(-v for v in values), torch.nan, torch.inf, -torch.inf], dtype=torch.float64)
     assert_same_bits(converted(x, dtype), x.to(torch_dtype(dtype)))

@@ -116,7 +116,14 @@ def test_strided_tensors_are_folded_in_logical_order() -> None:
 
 @pytest.mark.parametrize(
     ("before", "after", "factor"),
-    [(6.0, 2.0, 3.0), (0.0, 0.0, 1.0), (1.0, 0.0, 1.0), (1.0, 1e-8, 1.0), (1e-8, 1.0, 1.0), (2e-7, 1e-7, 2.0)],
+    [
+        (6.0, 2.0, 3.0),
+        (0.0, 0.0, 1.0),
+        (1.0, 0.0, 1.0),
+        (1.0, 1e-8, 1.0),
+        (1e-8, 1.0, 1.0),
+        (2e-7, 1e-7, 2.0),
+    ],
 )
 def test_a_norm_is_restored_unless_there_is_none(before: float, after: float, factor: float) -> None:
     assert restoring_factor(np.array([before]), np.array([after])).tolist() == pytest.approx([factor])

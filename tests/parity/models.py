@@ -20,6 +20,8 @@ import numpy as np
 import numpy.typing as npt
 import safetensors
 
+from . import experts
+
 GOLDEN = Path(__file__).parent / "golden"
 F64 = npt.NDArray[np.float64]
 _CODES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -31,7 +33,8 @@ class Model:
     """How one checkpoint is made: a base with `seed`, plus a small delta when `tune` is set.
 
     `frozen` names tensors (by substring) that the fine-tune left alone, `zeroed` tensors that are all zero,
-    and `sign` -1 negates everything. `shards` is the number of files it is stored in.
+    and `sign` -1 negates everything. `shards` is the number of files it is stored in. `stacked` ones hold
+    their experts in stacked tensors, with the values that they have in the layout of one tensor per expert.
     """
 
     blueprint: str
@@ -43,6 +46,7 @@ class Model:
     zeroed: tuple[str, ...] = ()
     sign: float = 1.0
     shards: int = 1
+    stacked: bool = False
 
 
 def _llamas(seed: int, blueprint: str = "llama", dtype: str = "float32") -> tuple[Model, Model, Model, Model]:
@@ -57,6 +61,7 @@ def _llamas(seed: int, blueprint: str = "llama", dtype: str = "float32") -> tupl
 
 _BASE, _A, _B, _C = _llamas(100)
 _BF_BASE, _BF_A, _BF_B, _BF_C = _llamas(100, dtype="bfloat16")
+_STILL = ("layers.1.self_attn", "model.norm")
 
 MODELS: Mapping[str, Model] = {
     "llama_base": _BASE,
@@ -76,6 +81,33 @@ MODELS: Mapping[str, Model] = {
     "bf16_c": _BF_C,
     "tied_base": Model("llama_tied", 100),
     "tied_a": Model("llama_tied", 100, tune=1),
+    "tied_b": Model("llama_tied", 100, tune=2, frozen=("embed_tokens",)),
+    "llama_copy": _BASE,
+    "llama_copy_again": _BASE,
+    "llama_copy_more": _BASE,
+    "llama_d": Model("llama", 100, tune=6),
+    "llama_e": Model("llama", 100, tune=7, amount=0.1),
+    "llama_wide_a": Model("llama", 100, tune=8, amount=0.4),
+    "llama_wide_b": Model("llama", 100, tune=9, amount=0.4),
+    "llama_mirror": Model("llama", 100, tune=1, amount=-0.05),
+    "llama_tiny_a": Model("llama", 100, tune=1, amount=0.0004),
+    "llama_tiny_b": Model("llama", 100, tune=2, amount=0.0004),
+    "llama_still_a": Model("llama", 100, tune=1, frozen=_STILL),
+    "llama_still_b": Model("llama", 100, tune=2, frozen=_STILL),
+    "llama_still_c": Model("llama", 100, tune=3, frozen=_STILL),
+    "bf16_far": Model("llama", 100, tune=8, amount=0.4, dtype="bfloat16"),
+    "mixtral_base": Model("mixtral", 109),
+    "mixtral_a": Model("mixtral", 109, tune=1),
+    "mixtral_b": Model("mixtral", 109, tune=2, frozen=("experts.2.",), shards=2),
+    "mixtral_c": Model("mixtral", 109, tune=3),
+    "mixtral_bf16_base": Model("mixtral", 109, dtype="bfloat16"),
+    "mixtral_bf16_a": Model("mixtral", 109, tune=1, dtype="bfloat16"),
+    "mixtral_bf16_b": Model("mixtral", 109, tune=2, dtype="bfloat16"),
+    "stacked_base": Model("mixtral", 109, stacked=True),
+    "stacked_a": Model("mixtral", 109, tune=1, stacked=True, shards=2),
+    "stacked_b": Model("mixtral", 109, tune=2, frozen=("experts.2.",), stacked=True),
+    "stacked_bf16_base": Model("mixtral", 109, dtype="bfloat16", stacked=True),
+    "stacked_bf16_a": Model("mixtral", 109, tune=1, dtype="bfloat16", stacked=True),
     "deep_base": Model("llama_deep", 103),
     "deep_a": Model("llama_deep", 103, tune=1),
     "deep_b": Model("llama_deep", 103, tune=2),
@@ -132,7 +164,8 @@ def tensors(key: str) -> dict[str, F64]:
     """The values of checkpoint `key`, exactly as its files hold them, in float64."""
     model = MODELS[key]
     shapes = blueprints()[model.blueprint]["tensors"]
-    return {name: rounded(_tensor(model, name, tuple(shape)), model.dtype) for name, shape in shapes.items()}
+    made = {name: rounded(_tensor(model, name, tuple(shape)), model.dtype) for name, shape in shapes.items()}
+    return experts.stacked(made) if model.stacked else made
 
 
 def config(key: str) -> dict[str, Any]:

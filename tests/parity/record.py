@@ -30,7 +30,7 @@ from . import models, plans
 RECORDED = models.GOLDEN / "recorded.json"
 CONFIG_FIELDS = (
     *("architectures", "model_type", "dtype", "tie_word_embeddings", "vocab_size", "layer_types"),
-    *("num_hidden_layers", "n_layer", "hidden_size", "n_embd"),
+    *("num_hidden_layers", "n_layer", "hidden_size", "n_embd", "num_local_experts", "num_experts_per_tok"),
 )
 
 
@@ -53,6 +53,12 @@ def _blueprint_configs() -> dict[str, Any]:
         "qwen2": transformers.Qwen2Config(**common, tie_word_embeddings=True),
         "qwen3": transformers.Qwen3Config(**common, head_dim=8, tie_word_embeddings=False),
         "gemma2": transformers.Gemma2Config(**common, head_dim=4),
+        "mixtral": transformers.MixtralConfig(
+            **{**common, "num_hidden_layers": 2, "intermediate_size": 12},
+            num_local_experts=4,
+            num_experts_per_tok=2,
+            tie_word_embeddings=False,
+        ),
         "gpt2": transformers.GPT2Config(**gpt2, bos_token_id=1, eos_token_id=2),
     }
 
@@ -89,6 +95,7 @@ def _run(mergekit: str, text: str, root: Path, folder: Path) -> subprocess.Compl
     # The order of mergekit's sets picks the donor of config.json when there is no base: fix it.
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"}
     command = [mergekit, str(plan), str(folder / "out"), "--no-copy-tokenizer", "--quiet"]
+    command += ["--random-seed", "1"]
     return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
 
 
@@ -133,7 +140,8 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     arguments = parser.parse_args()
     everything = not arguments.cases and not arguments.missing
-    if everything or not (models.GOLDEN / "blueprints.json").exists():
+    known_shapes = (models.GOLDEN / "blueprints.json").exists() and set(models.blueprints())
+    if everything or known_shapes != set(_blueprint_configs()):
         write_blueprints()
     old = json.loads(RECORDED.read_text()) if RECORDED.exists() and not everything else {}
     known, refused = old.get("cases", {}), old.get("refused", {})

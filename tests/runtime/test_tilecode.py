@@ -91,7 +91,11 @@ def _everything(*xs: Any) -> Any:
 
 
 CASES = [
-    *(pytest.param(build, kind, id=f"{name}, {kind}") for name, build in EXPRESSIONS.items() for kind in KINDS),
+    *(
+        pytest.param(build, kind, id=f"{name}, {kind}")
+        for name, build in EXPRESSIONS.items()
+        for kind in KINDS
+    ),
     *(pytest.param(_everything, kind, id=f"everything, {kind}") for kind in STORED if kind not in KINDS),
 ]
 
@@ -101,6 +105,7 @@ def test_generated_code_equals_torch_bit_for_bit(build: Build, stored: str) -> N
     dtypes, out = STORED[stored]
     tensors = tensors_of(dtypes)
     expression = ops.cast(build(*loads(tensors)), dtype=out.name)
+    assert all(phase.generated for phase in cut(expression))
     expected = eager(expression, tensors)
     generated = schedule_run(expression, tensors)
     assert_same_bits(generated.tensor, expected)

@@ -164,8 +164,8 @@ CONSTANT = Op("constant", Locality.SMALL, _constant_spec, "small:constant")
 
 def constant(values: float | Sequence[float], origin: Origin | None = None) -> Node:
     """A STAT whose value is known when the plan is compiled: weights, t, densities."""
-    numbers = (values,) if isinstance(values, int | float) else tuple(values)
-    if not all(isinstance(v, int | float) for v in numbers):
+    numbers = (values,) if isinstance(values, int | float) else values
+    if not isinstance(numbers, tuple | list) or not all(isinstance(v, int | float) for v in numbers):
         raise GraphError(f"a constant must be numbers, not {values!r}")
     return node(CONSTANT, values=tuple(float(v) for v in numbers), origin=origin)
 

@@ -33,7 +33,7 @@ def disjoint_merge(sign: Tensor, *operands: Any, normalize: bool) -> Tensor:
     Zeros never agree. Where no delta agrees the result is zero.
     """
     *deltas, w = operands
-    agrees = [x * sign > 0 for x in deltas]
+    agrees = [~(x * sign <= 0) for x in deltas]  # NaN takes part, and shows in the result
     zero = torch.zeros_like(sign)
     total = torch.where(agrees[0], deltas[0], zero)
     for x, agree in zip(deltas[1:], agrees[1:], strict=True):

@@ -44,7 +44,13 @@ def cast(x: Tensor, *, dtype: str) -> Tensor:
 
 def identical(*tensors: Tensor) -> Tensor:
     """The first tensor, provided that all are equal bit for bit."""
-    first = tensors[0].contiguous()
-    if any(not torch.equal(first.view(torch.uint8), x.contiguous().view(torch.uint8)) for x in tensors[1:]):
+    first, *others = (_bytes(x) for x in tensors)
+    if any(not torch.equal(first, other) for other in others):
         raise TensorValueError("tensor", "inputs differ, and no arithmetic is defined on their dtype")
-    return first
+    return tensors[0]
+
+
+def _bytes(x: Tensor) -> Tensor:
+    """Torch views neither scalars nor empty tensors as bytes."""
+    flat = x.contiguous().reshape(-1)
+    return flat.view(torch.uint8) if len(flat) else flat.to(torch.uint8)

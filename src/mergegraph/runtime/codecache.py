@@ -60,7 +60,7 @@ def _store(directory: Path, name: str, source: str) -> Path:
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     if directory.stat().st_uid != os.getuid():
         raise PermissionError(f"{directory} belongs to another user")
-    if not (path.exists() and path.read_text(encoding="utf-8") == source):
+    if not (path.exists() and path.read_bytes() == source.encode()):
         handle, temporary = tempfile.mkstemp(dir=directory, suffix=".tmp")
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(source)

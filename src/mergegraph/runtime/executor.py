@@ -16,7 +16,7 @@ import numpy as np
 from mergegraph.runtime.codecache import load_source
 from mergegraph.runtime.progress import Job, JobResult, Progress, Tally
 from mergegraph.runtime.tilecode import tile_source
-from mergegraph.runtime.tiles import PhaseFunction, copy_tile, generated, warm_up
+from mergegraph.runtime.tiles import PhaseFunction, argument_dtypes, copy_tile, generated, warm_up
 from mergegraph.runtime.workers import Batch, Failure, Outcome, Pool, Work, Worker, checksum
 from mergegraph.schedule.memory import JOB_TILES, JOBS_PER_WORKER
 from mergegraph.schedule.schedule import Schedule
@@ -80,8 +80,9 @@ def _function(phase: Phase, device: str, seen: set[str]) -> PhaseFunction:
     if device == "cpu" and phase.generated:
         source = tile_source(phase)
         run = load_source(source)
-        if source not in seen:
-            seen.add(source)
+        signature = f"{source}{argument_dtypes(phase)}"
+        if signature not in seen:
+            seen.add(signature)
             warm_up(phase, run)
         return generated(phase, run)
     from mergegraph.runtime.interpret import interpreted  # loads torch, which a CPU run does without

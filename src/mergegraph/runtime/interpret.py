@@ -42,7 +42,7 @@ def interpreted(phase: Phase, device: str) -> PhaseFunction:
 
 def _shaped(flat: Tensor, load: Node, phase: Phase) -> Tensor:
     """Rows and whole tensors are seen in their own shape; elementwise tiles stay flat."""
-    if phase.unit == 1:
+    if not phase.shaped:
         return flat
     if flat.numel() == load.spec.numel:
         return flat.reshape(load.spec.shape)

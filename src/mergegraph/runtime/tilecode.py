@@ -40,7 +40,7 @@ def real_of(node: Node) -> Real:
 def tile_source(phase: Phase) -> str:
     """Return the module text whose ``run`` computes `phase` on one tile.
 
-    ``run(n, first_row, x0…, p0…, [s0, b0…] | [out])``: n elements; the loads; the statistics as
+    ``run(n, x0…, p0…, [s0, b0…] | [out])``: n elements; the loads; the statistics as
     float64 or int64 vectors; for each reduction its state rows and a scratch block; or the output.
     It returns the number of non-finite elements written.
     """

@@ -94,6 +94,13 @@ def generated(phase: Phase, run: Callable[..., Any]) -> PhaseFunction:
     return function
 
 
+def argument_dtypes(phase: Phase) -> tuple[DType, ...]:
+    """The dtypes that, with the source text, decide which machine code a phase runs."""
+    result = (phase.result.spec.dtype,) if phase.result is not None else ()
+    blocks = (block_dtype(r) for r in phase.reductions)
+    return (*(x.spec.dtype for x in phase.loads), *(s.spec.dtype for s in phase.stats), *blocks, *result)
+
+
 def warm_up(phase: Phase, run: Callable[..., Any]) -> None:
     """Compile `run` for the argument types of `phase` by calling it on an empty tile."""
     args: list[Any] = [0]

@@ -24,7 +24,7 @@ BLOCK_BYTES = 4096 * 8
 """Scratch per reduction operand: one block of float64."""
 OUTPUT_BYTES = 4000
 """What planning one output holds: names, entries, program, manifest row (measured, rounded up)."""
-COMPILER_BYTES = 64 * 2**20
+COMPILER_BYTES = 96 * 2**20
 """What compiling and loading the generated code of a run takes at most (measured, rounded up)."""
 
 

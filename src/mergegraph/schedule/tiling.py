@@ -43,6 +43,11 @@ class Phase:
         return all(n.op.locality is Locality.ELEMENTWISE and n.op.scalar is not None for n in self.body)
 
     @property
+    def shaped(self) -> bool:
+        """Whether some op needs rows or the whole tensor, and so sees tiles in their own shape."""
+        return any(n.op.locality in (Locality.ROWWISE, Locality.WHOLE) for n in self.body)
+
+    @property
     def unit(self) -> int:
         """Tiles must be multiples of this many elements: 1, a row, or the whole tensor."""
         localities = [n.op.locality for n in self.body]

@@ -1,0 +1,177 @@
+"""What holds for every merge method, whatever its formula. A new file in the package is covered at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mergegraph.graph.node import Node
+from mergegraph.kernels.reduction import CHUNK
+from mergegraph.methods import all_methods, get_method
+from mergegraph.methods.base import MergeMethod
+from mergegraph.plan.merge import parse_plan
+from mergegraph.tensorspec import DType, Space
+from tests.methods.arguments import build, eager_merge, merge_expression, model_count, operand_count, variants
+from tests.runtime.harness import assert_same_bits, dtype_of, loads, normal, schedule_run
+
+METHODS = [pytest.param(method, id=name) for name, method in all_methods().items()]
+VARIANTS = [
+    pytest.param(method, settings, id=f"{name}, {title}")
+    for name, method in all_methods().items()
+    for title, settings in variants(method).items()
+]
+STORED: dict[str, tuple[tuple[DType, ...], DType]] = {
+    "bf16": ((DType.BF16,), DType.BF16),
+    "f16 and f32": ((DType.F16, DType.F32), DType.F16),
+    "f64": ((DType.F64,), DType.F64),
+    "bf16 and f64": ((DType.BF16, DType.F64, DType.F32), DType.F32),
+}
+COUNT = 2 * CHUNK + 1003
+SHAPES: list[tuple[int, ...]] = [(), (0,), (1,), (0, 3), (3, 0), (5, 1), (1, 5), (2, 3, 4)]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Tensors like those of fine-tunes: a common part, and small changes."""
+
+    method: MergeMethod
+    dtypes: tuple[DType, ...] = (DType.BF16,)
+    wanted: int = 2
+
+    def like(self, *shape: int, change: float = 0.1) -> list[Tensor]:
+        common = normal(*shape, dtype=DType.F64, seed=99)
+        tensors = []
+        for i in range(operand_count(self.method, self.wanted)):
+            own = common + change * normal(*shape, dtype=DType.F64, seed=i)
+            tensors.append(own.to(getattr(torch, self.dtypes[i % len(self.dtypes)].torch_name)))
+        return tensors
+
+
+def both(method: MergeMethod, tensors: list[Tensor], settings: dict[str, Any], **options: Any) -> Tensor:
+    """The merge in bfloat16, after checking that a scheduled run gives the same bits."""
+    expected = eager_merge(method, tensors, settings, DType.BF16)
+    expression = merge_expression(method, tensors, settings, DType.BF16)
+    assert_same_bits(schedule_run(expression, tensors, **options).tensor, expected)
+    return expected
+
+
+@pytest.mark.parametrize(("method", "settings"), VARIANTS)
+def test_a_scheduled_run_gives_what_the_method_gives_on_tensors(method: MergeMethod, settings: Any) -> None:
+    both(method, Inputs(method).like(COUNT), settings)
+
+
+@pytest.mark.parametrize("stored", [kind for kind in STORED if kind != "bf16"])
+@pytest.mark.parametrize("method", METHODS)
+def test_it_does_so_for_every_stored_dtype(method: MergeMethod, stored: str) -> None:
+    dtypes, out = STORED[stored]
+    tensors = Inputs(method, dtypes).like(COUNT)
+    expected = eager_merge(method, tensors, {}, out)
+    assert_same_bits(schedule_run(merge_expression(method, tensors, {}, out), tensors).tensor, expected)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_tiles_their_order_and_the_backend_change_nothing(method: MergeMethod) -> None:
+    tensors = Inputs(method).like(9 * CHUNK + 17)
+    for options in ({"tile": CHUNK, "backwards": True}, {"tile": 16 * CHUNK}, {"mode": "interpreted"}):
+        both(method, tensors, {}, **options)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("method", METHODS)
+def test_any_shape_can_be_merged(method: MergeMethod, shape: tuple[int, ...]) -> None:
+    found = both(method, Inputs(method).like(*shape), {})
+    assert tuple(found.shape) == shape
+    assert found.isfinite().all()
+
+
+@pytest.mark.parametrize("wanted", [1, 3])
+@pytest.mark.parametrize("method", METHODS)
+def test_as_many_models_as_the_method_takes(method: MergeMethod, wanted: int) -> None:
+    if model_count(method, wanted) == wanted:
+        assert both(method, Inputs(method, wanted=wanted).like(40, 5), {}).isfinite().all()
+
+
+@pytest.mark.parametrize(("method", "settings"), VARIANTS)
+def test_the_result_has_the_spec_that_its_node_says(method: MergeMethod, settings: Any) -> None:
+    for dtypes, _ in STORED.values():
+        tensors = Inputs(method, dtypes).like(3, 5)
+        node = build(method, list(loads(tensors)), settings)
+        assert isinstance(node, Node)
+        result = build(method, list(tensors), settings)
+        assert (tuple(result.shape), dtype_of(result)) == (node.spec.shape, node.spec.dtype)
+        assert (node.spec.shape, node.spec.space) == ((3, 5), Space.WEIGHT)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_same_arguments_build_the_same_node(method: MergeMethod) -> None:
+    tensors = Inputs(method).like(3, 5)
+    first, second = (build(method, list(loads(tensors)), {}) for _ in range(2))
+    assert first.key == second.key
+
+
+@pytest.mark.parametrize(("method", "settings"), VARIANTS)
+def test_merging_equal_models_gives_that_model(method: MergeMethod, settings: dict[str, Any]) -> None:
+    """Whatever rounding there is in float32 is far below what bfloat16 resolves."""
+    if "normalize" in settings and method.base == "ignored":
+        return  # a sum of weights other than one is meant to change the model
+    if "scale" in settings:
+        return  # so is a factor
+    x = Inputs(method).like(31, 33)[0]
+    x.view(-1)[:7] = torch.tensor([0.0, 1.0, -1.0, 3e38, -3e38, 1e-30, 2.0**-126])
+    merged = both(method, [x.clone() for _ in range(operand_count(method))], settings)
+    assert torch.equal(merged, x)
+
+
+@pytest.mark.parametrize(("method", "settings"), VARIANTS)
+def test_inputs_are_left_as_they_are(method: MergeMethod, settings: dict[str, Any]) -> None:
+    tensors = Inputs(method, (DType.F32,)).like(4, 5)
+    before = [x.clone() for x in tensors]
+    build(method, list(tensors), settings)
+    for x, y in zip(tensors, before, strict=True):
+        assert_same_bits(x, y)
+
+
+@pytest.mark.parametrize(("method", "settings"), VARIANTS)
+def test_tensors_of_zeros_merge_to_zeros(method: MergeMethod, settings: dict[str, Any]) -> None:
+    zeros = [torch.zeros_like(x) for x in Inputs(method).like(5, 7)]
+    assert torch.equal(both(method, zeros, settings), zeros[0])
+
+
+@pytest.mark.parametrize(("method", "settings"), VARIANTS)
+def test_changes_that_are_all_equal_are_no_problem(method: MergeMethod, settings: dict[str, Any]) -> None:
+    """Every magnitude is the threshold then, and every norm the same."""
+    tensors = Inputs(method).like(5, 7)
+    equal = [tensors[0]] + [tensors[0] + 0.5 for _ in tensors[1:]]
+    assert both(method, equal, settings).isfinite().all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_vectors_that_point_in_opposite_directions_are_no_problem(method: MergeMethod) -> None:
+    tensors = Inputs(method).like(5, 7)
+    opposite = [tensors[0] if i % 2 == 0 else -tensors[0] for i in range(len(tensors))]
+    assert both(method, opposite, {}).isfinite().all()
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_number_that_is_not_finite_never_disappears(method: MergeMethod, bad: float) -> None:
+    """It is reported by the run, which counts such numbers in what it writes."""
+    for i in range(operand_count(method)):
+        tensors = Inputs(method, (DType.F32,)).like(5, 7)
+        tensors[i][2, 3] = bad
+        merged = build(method, list(tensors), {})
+        assert not merged.isfinite()[2, 3], f"operand {i}"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_says_where_it_comes_from_and_shows_a_plan(method: MergeMethod) -> None:
+    assert get_method(method.name) is method
+    for text in (method.summary, method.formula, method.deviations, method.reference.paper):
+        assert text.strip()
+    assert method.reference.link.startswith("https://")
+    assert all(p.doc for p in method.parameters)
+    assert parse_plan(method.example, "example.yml").method == method.name

@@ -1,0 +1,286 @@
+"""The instruction set: what each op says about its result is what its kernel returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mergegraph import ops
+from mergegraph.errors import GraphError, TensorValueError
+from mergegraph.graph.node import Locality, Node, Op, constant, node, walk
+from mergegraph.tensorspec import DType, Space, TensorSpec
+from tests.runtime.harness import dtype_of, eager, loads, normal, schedule_run
+
+Expression = Callable[..., Any]
+SHAPES: list[tuple[int, ...]] = [(), (0,), (1,), (0, 3), (5, 1), (2, 3)]
+DTYPES: dict[str, tuple[DType, DType]] = {
+    "bf16": (DType.BF16, DType.BF16),
+    "f16 and f32": (DType.F16, DType.F32),
+    "f32 and f64": (DType.F32, DType.F64),
+    "f64": (DType.F64, DType.F64),
+}
+
+
+def _delta(a: Any, b: Any) -> Any:
+    return ops.delta(a, b)
+
+
+def _digits(x: Any) -> Any:
+    width = 63 if ops.is_float64(x) else 31
+    return ops.histogram(x, bits=4, shift=width - 4, width=width)
+
+
+EXAMPLES: dict[str, Expression] = {
+    "identical": lambda a, b: ops.IDENTICAL(a, a, a),
+    "cast": lambda a, b: ops.cast(a, dtype="F16"),
+    "weighted_sum": lambda a, b: ops.weighted_sum(a, b, (0.5, 2.0)),
+    "scale": lambda a, b: ops.scale(a, 2.0),
+    "delta": _delta,
+    "apply_delta": lambda a, b: ops.apply_delta(a, _delta(b, a), 0.5),
+    "trim": lambda a, b: ops.trim(_delta(a, b), 0.5),
+    "elect_sign": lambda a, b: ops.elect_sign(_delta(a, b), _delta(b, a)),
+    "disjoint_merge": lambda a, b: ops.disjoint_merge(
+        ops.elect_sign(_delta(a, b)), _delta(a, b), _delta(b, a), (1.0, 2.0), normalize=True
+    ),
+    "gram": lambda a, b: ops.gram(a, b),
+    "slerp": lambda a, b: ops.slerp(ops.gram(a, b), 0.5),
+    "l1_norm": lambda a, b: ops.l1_norm(a),
+    "restoring_factor": lambda a, b: ops.restoring_factor(ops.l1_norm(a), ops.l1_norm(b)),
+    "histogram": lambda a, b: _digits(_delta(a, b)),
+    "select": lambda a, b: ops.select(_digits(_delta(a, b)), (0.0, 1.0), bits=4),
+    "threshold": lambda a, b: ops.threshold(ops.select(_digits(_delta(a, b)), (0.0, 1.0), bits=4), width=31),
+}
+
+
+def test_every_op_has_an_example() -> None:
+    assert {*EXAMPLES} == {*ops.all_ops()} - {"load"}
+
+
+@pytest.mark.parametrize("dtypes", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_spec_rule_says_what_the_kernel_returns(name: str, shape: tuple[int, ...], dtypes: str) -> None:
+    a, b = (normal(*shape, dtype=dtype, seed=i) for i, dtype in enumerate(DTYPES[dtypes]))
+    if name in ("select", "threshold") and a.numel() == 0:
+        return  # nothing can be selected from nothing
+    spec = EXAMPLES[name](*loads([a, b])).spec
+    value = EXAMPLES[name](a, b)
+    if spec.space is Space.STAT:
+        assert isinstance(value, np.ndarray)
+        assert (value.shape, value.dtype) == (
+            spec.shape,
+            {DType.F64: np.float64, DType.I64: np.int64}[spec.dtype],
+        )
+    else:
+        assert isinstance(value, torch.Tensor)
+        assert (tuple(value.shape), dtype_of(value)) == (spec.shape, spec.dtype)
+
+
+def test_arithmetic_gives_float32_or_float64_and_keeps_the_space() -> None:
+    a, b, wide = loads([normal(3, dtype=d) for d in (DType.BF16, DType.F16, DType.F64)])
+    assert ops.weighted_sum(a, b, (1.0, 2.0)).spec == TensorSpec((3,), DType.F32, Space.WEIGHT)
+    assert ops.weighted_sum(a, wide, (1.0, 2.0)).spec == TensorSpec((3,), DType.F64, Space.WEIGHT)
+    change = ops.delta(a, b)
+    assert change.spec == TensorSpec((3,), DType.F32, Space.DELTA)
+    for kept in (ops.scale(change, 2.0), ops.trim(change, 1.0), ops.weighted_sum(change, (2.0,))):
+        assert kept.spec.space is Space.DELTA
+    assert ops.apply_delta(wide, change, 1.0).spec == TensorSpec((3,), DType.F64, Space.WEIGHT)
+    assert ops.cast(change, dtype="BF16").spec == TensorSpec((3,), DType.BF16, Space.DELTA)
+
+
+# ---- what does not fit ---------------------------------------------------------------------------
+
+A, B, OTHER, INTEGER, ONE, WIDE = loads(
+    [
+        normal(2, 3),
+        normal(2, 3, dtype=DType.BF16, seed=1),
+        normal(3, 2),
+        torch.zeros(2, 3, dtype=torch.int64),
+        normal(1),
+        normal(2, 3, dtype=DType.F64),
+    ]
+)
+D = ops.delta(A, B)
+STAT = constant((1.0, 2.0))
+COUNTS = _digits(D)
+
+WRONG: dict[str, Expression] = {
+    # spaces
+    "a delta of a delta": lambda: ops.delta(D, B),
+    "a sum over spaces": lambda: ops.weighted_sum(A, D, (1.0, 1.0)),
+    "a delta applied to a delta": lambda: ops.apply_delta(D, D, 1.0),
+    "a weight applied as a delta": lambda: ops.apply_delta(A, B, 1.0),
+    "trimming a weight": lambda: ops.trim(A, 1.0),
+    "electing from weights": lambda: ops.elect_sign(A, B),
+    "merging weights disjointly": lambda: ops.disjoint_merge(A, A, (1.0,), normalize=True),
+    "dot products over spaces": lambda: ops.gram(A, D),
+    # shapes
+    "a sum over shapes": lambda: ops.weighted_sum(A, OTHER, (1.0, 1.0)),
+    "a delta over shapes": lambda: ops.delta(A, OTHER),
+    "a delta applied to another shape": lambda: ops.apply_delta(OTHER, D, 1.0),
+    "dot products over shapes": lambda: ops.gram(A, OTHER),
+    "identity over shapes": lambda: ops.IDENTICAL(A, OTHER),
+    "identity over dtypes": lambda: ops.IDENTICAL(A, B),
+    # dtypes
+    "arithmetic on integers": lambda: ops.weighted_sum(INTEGER, (1.0,)),
+    "dot products of integers": lambda: ops.gram(INTEGER, INTEGER),
+    "casting integers": lambda: ops.cast(INTEGER, dtype="F32"),
+    "casting to integers": lambda: ops.cast(A, dtype="I64"),
+    # how many statistics
+    "too few weights": lambda: ops.weighted_sum(A, B, (1.0,)),
+    "too many weights": lambda: ops.weighted_sum(A, B, (1.0, 2.0, 3.0)),
+    "no weights": lambda: ops.weighted_sum(A, B),
+    "weights of nothing": lambda: node(ops.weighted_sum, (1.0,)),
+    "two factors": lambda: ops.scale(A, (1.0, 2.0)),
+    "two thresholds": lambda: ops.trim(D, (1.0, 2.0)),
+    "two scales of a delta": lambda: ops.apply_delta(A, D, (1.0, 2.0)),
+    "too few weights of deltas": lambda: ops.disjoint_merge(D, D, D, (1.0,), normalize=True),
+    "half a Gram matrix": lambda: ops.slerp(STAT, 0.5),
+    "two positions on the circle": lambda: ops.slerp(ops.gram(A, B), (0.5, 0.5)),
+    "a histogram without its prefix": lambda: ops.histogram(D, shift=0, bits=15, width=31),
+    "a histogram with a needless prefix": lambda: ops.histogram(D, STAT, shift=15, bits=16, width=31),
+    "half the bits of a float64": lambda: ops.histogram(ops.delta(WIDE, A), shift=15, bits=16, width=31),
+    "more bits than a float32 has": lambda: ops.histogram(D, shift=47, bits=16, width=63),
+    "a threshold from one number": lambda: node(ops.threshold, (1.0,), width=31),
+    "norms of two tensors to restore": lambda: ops.restoring_factor(ops.gram(A, B), ops.l1_norm(A)),
+    # how many tensors
+    "a delta of one": lambda: ops.delta(A),
+    "a delta of three": lambda: ops.delta(A, B, A),
+    "scaling two tensors": lambda: ops.scale(A, B),
+    "scaling without a factor": lambda: ops.scale(A),
+    "scaling by a tensor of one element": lambda: ops.scale(A, ONE),
+    "scaling nothing": lambda: node(ops.scale),
+    "applying no delta": lambda: ops.apply_delta(A, 1.0),
+    "applying two deltas": lambda: ops.apply_delta(A, D, D, 1.0),
+    "trimming without a threshold": lambda: ops.trim(D),
+    "trimming by a tensor of one element": lambda: ops.trim(ops.delta(ONE, ONE), ops.delta(ONE, ONE)),
+    "casting two tensors": lambda: ops.cast(A, A, dtype="F32"),
+    "electing from nothing": lambda: node(ops.elect_sign),
+    "a sign and no deltas": lambda: ops.disjoint_merge(D, constant(()), normalize=True),
+    "dot products of nothing": lambda: node(ops.gram),
+    "a norm of two tensors": lambda: ops.l1_norm(A, A),
+    "a norm of nothing": lambda: node(ops.l1_norm),
+    "a histogram of two tensors": lambda: ops.histogram(D, D, shift=15, bits=16, width=31),
+    "selecting from nothing": lambda: node(ops.select, (0.0, 1.0), bits=4),
+    "identity of nothing": lambda: node(ops.IDENTICAL),
+    # tensors where statistics belong, and the other way round
+    "a tensor as a Gram matrix": lambda: ops.slerp(loads([normal(2, 2)])[0], 0.5),
+    "dot products of statistics": lambda: node(ops.gram, STAT, STAT),
+    "a norm of a statistic": lambda: node(ops.l1_norm, STAT),
+    "scaling a statistic": lambda: node(ops.scale, STAT, 2.0),
+    "casting a statistic": lambda: node(ops.cast, STAT, dtype="F32"),
+    "counting a statistic": lambda: node(ops.histogram, STAT, shift=15, bits=16, width=31),
+    "identity of statistics": lambda: node(ops.IDENTICAL, STAT, STAT),
+    "a threshold of a tensor": lambda: ops.threshold(loads([normal(2)])[0], width=31),
+    "selecting in a tensor": lambda: ops.select(A, (0.0, 1.0), bits=4),
+    # an order that no kernel could read
+    "weights before tensors": lambda: ops.weighted_sum((1.0, 2.0), A, B),
+    "a factor before its tensor": lambda: ops.scale(2.0, A),
+    "counts as weights": lambda: ops.weighted_sum(A, B, ops.select(COUNTS, (0.0, 1.0), bits=4)),
+    # attributes
+    "an unknown dtype": lambda: ops.cast(A, dtype="F12"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_operands_that_do_not_fit_are_a_graph_error(what: str) -> None:
+    with pytest.raises(GraphError) as caught:
+        WRONG[what]()
+    assert str(caught.value)
+
+
+# ---- eager use -----------------------------------------------------------------------------------
+
+
+def test_an_op_computes_on_tensors_and_builds_on_nodes() -> None:
+    x = torch.tensor([1.0, 2.0])
+    assert ops.scale(x, 3.0).tolist() == [3.0, 6.0]
+    assert isinstance(ops.scale(loads([x])[0], 3.0), Node)
+
+
+def test_eager_arithmetic_widens_as_the_engine_does() -> None:
+    """In bfloat16 the sum would be rounded to 256."""
+    x = torch.tensor([256.0], dtype=torch.bfloat16)
+    assert ops.weighted_sum(x, torch.ones_like(x), (1.0, 1.0)).item() == 257.0
+    tiny = torch.tensor([2.0**-40], dtype=torch.float64)
+    assert ops.delta(tiny, torch.zeros(1, dtype=torch.bfloat16)).dtype is torch.float64
+
+
+def test_eager_ops_leave_their_operands_alone() -> None:
+    for name, build in EXAMPLES.items():
+        a, b = normal(4, 3), normal(4, 3, seed=1)
+        before = (a.clone(), b.clone())
+        build(a, b)
+        assert torch.equal(a, before[0]), name
+        assert torch.equal(b, before[1]), name
+
+
+IDENTICAL_CASES = [
+    torch.tensor(7),
+    torch.tensor(True),
+    torch.tensor([1, 2, 3]),
+    torch.empty(0, 4, dtype=torch.int32),
+    torch.tensor(1.5),
+    torch.ones(2, 2, dtype=torch.uint8),
+]
+
+
+@pytest.mark.parametrize("x", IDENTICAL_CASES, ids=lambda x: f"{x.dtype}{list(x.shape)}")
+def test_identical_tensors_of_any_dtype_and_shape_are_passed_on(x: torch.Tensor) -> None:
+    found = ops.IDENTICAL(x, x.clone())
+    assert torch.equal(found, x)
+    assert found.dtype is x.dtype
+    assert found.shape == x.shape
+
+
+def test_tensors_that_should_be_identical_and_are_not_are_an_error() -> None:
+    with pytest.raises(TensorValueError):
+        ops.IDENTICAL(torch.tensor([1, 2]), torch.tensor([1, 3]))
+    with pytest.raises(TensorValueError):  # equal as numbers, not as bytes
+        ops.IDENTICAL(torch.tensor([0.0]), torch.tensor([-0.0]))
+
+
+def test_identical_bytes_are_copied_and_others_refused_when_scheduled() -> None:
+    x = torch.arange(200_000)
+    expression = ops.IDENTICAL(*loads([x, x.clone()]))
+    assert torch.equal(schedule_run(expression, [x, x.clone()]).tensor, x)
+    other = x.clone()
+    other[199_999] = 0
+    with pytest.raises(TensorValueError, match="out"):
+        schedule_run(expression, [x, other])
+
+
+# ---- compositions --------------------------------------------------------------------------------
+
+
+def test_helpers_read_nodes_and_tensors_alike() -> None:
+    x = normal(3, 5, dtype=DType.F64)
+    (load,) = loads([x])
+    assert (ops.numel(load), ops.numel(x)) == (15, 15)
+    assert (ops.is_float64(load), ops.is_float64(x), ops.is_float64(x.float())) == (True, True, False)
+
+
+def test_restoring_a_norm_gives_the_norm_back() -> None:
+    x = normal(5000, dtype=DType.F64)
+    kept = ops.keep_largest(x, 0.2)
+    assert (kept != 0).sum() == 1000
+    assert ops.l1_norm(ops.restore_l1(kept, x)) == pytest.approx(ops.l1_norm(x), rel=1e-12)
+
+
+def test_every_op_knows_its_kernel() -> None:
+    for op in ops.all_ops().values():
+        if op.locality is not Locality.SOURCE:
+            assert op.implementation is not None
+        assert repr(op) == f"Op({op.name})"
+
+
+def test_a_kernel_may_be_given_itself() -> None:
+    double = Op("double", Locality.WHOLE, lambda specs, _: specs[0], kernel=lambda x: x + x)
+    assert double(torch.tensor([1.5])).tolist() == [3.0]
+    expression = double(loads([torch.tensor([1.5])])[0])
+    assert eager(expression, [torch.tensor([1.5])]).tolist() == [3.0]
+    assert [n.op.name for n in walk([expression])] == ["load", "double"]
