@@ -29,10 +29,14 @@ class SourceTensor:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """An expression over slots, and the checkpoint tensors bound to them (slot i is ``sources[i]``)."""
+    """An expression over slots, and the checkpoint tensors bound to them (slot i is ``sources[i]``).
+
+    `streams` gives each slot its random stream, if the expression draws at random.
+    """
 
     expression: Node
     sources: tuple[SourceTensor, ...]
+    streams: tuple[tuple[float, float], ...] = ()
 
     def bound(self) -> Node:
         """The expression with its ``load`` nodes naming checkpoint tensors instead of slots."""
@@ -87,7 +91,7 @@ class Graph:
             digest.update(f"{name}\0{output.spec}\0".encode())
             for part in output.parts:
                 digest.update(part.expression.key)
-                digest.update(repr(part.sources).encode())
+                digest.update(repr((part.sources, part.streams)).encode())
         return digest.hexdigest()
 
     def tasks(self) -> Counter[str]:

@@ -60,7 +60,10 @@ class Real:
 
 SpecRule = Callable[[Sequence[TensorSpec], dict[str, Any]], TensorSpec]
 ScalarRule = Callable[[Sequence[str], dict[str, Any], Real, str], tuple[list[str], str]]
-"""(operand names, attrs, float type, prefix for temporaries) → (statements, result expression)."""
+"""(operand names, attrs, float type, prefix for temporaries) → (statements, result expression).
+
+Element i of statistic ``w`` is spelled ``w_i``; the element's index in the tensor is spelled ``e``.
+"""
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,10 @@ class Op:
             A plug-in may put the callable itself here.
         scalar: how to compute one element, as generated code; without it the op runs as torch
             calls on tiles.
+        row: ROWWISE only: the function of `mergegraph.kernels.rows` that computes a row, for generated code:
+            (operand rows, count, result, statistics…).
+        indexed: the result depends on the element's index: generated code spells it ``e``, kernels take
+            the first element's as ``first``.
         workspace: bytes per element that the kernel needs beyond operands and result.
     """
 
@@ -88,6 +95,8 @@ class Op:
     infer: SpecRule
     kernel: str | Callable[..., Any] = ""
     scalar: ScalarRule | None = None
+    row: str = ""
+    indexed: bool = False
     workspace: int = 0
 
     @cached_property
@@ -134,6 +143,11 @@ class Node:
     def is_stat(self) -> bool:
         """Whether the value is a small, held statistic."""
         return self.spec.space is Space.STAT
+
+    @property
+    def is_row(self) -> bool:
+        """Whether the value is a few numbers for each row."""
+        return self.spec.space is Space.ROW
 
 
 def node(op: Op, *operands: Any, origin: Origin | None = None, **attrs: Attr) -> Node:

@@ -27,10 +27,50 @@ def elect_sign(*deltas: Tensor) -> Tensor:
     return torch.where(total >= 0, one, -one)
 
 
-def disjoint_merge(sign: Tensor, *operands: Any, normalize: bool) -> Tensor:
+def cap(x: Tensor, threshold: Array) -> Tensor:
+    """Zero the elements with ``|x| > threshold``."""
+    return torch.where(x.abs() > float(threshold[0]), torch.zeros_like(x), x)
+
+
+def keep_where(x: Tensor, score: Tensor, threshold: Array) -> Tensor:
+    """Zero the elements whose score is below the threshold."""
+    return torch.where(score < float(threshold[0]), torch.zeros_like(x), x)
+
+
+def variance(*tensors: Tensor) -> Tensor:
+    """Population variance over the tensors, element by element."""
+    total = tensors[0]
+    for x in tensors[1:]:
+        total = total + x
+    mean = total / len(tensors)
+    squares = [(x - mean) * (x - mean) for x in tensors]
+    spread = squares[0]
+    for square in squares[1:]:
+        spread = spread + square
+    return spread / len(tensors)
+
+
+def overlap_mean(*operands: Any, epsilon: float) -> Tensor:
+    """Mean of the active deltas (``|d| > epsilon``); a delta that is alone counts times its factor."""
+    *deltas, factors = operands
+    idle = [x.abs() <= epsilon for x in deltas]
+    zero, one = torch.zeros_like(deltas[0]), torch.ones_like(deltas[0])
+    count, total, alone = zero, zero, zero
+    for i, (x, skip, factor) in enumerate(zip(deltas, idle, factors, strict=True)):
+        parts = (
+            torch.where(skip, zero, one),
+            torch.where(skip, zero, x),
+            torch.where(skip, zero, x * float(factor)),
+        )
+        count, total, alone = parts if i == 0 else (count + parts[0], total + parts[1], alone + parts[2])
+    return torch.where(count == 1, alone, total / torch.where(count > 1, count, one))
+
+
+def disjoint_merge(sign: Tensor, *operands: Any, normalize: bool, floor: float = 0.0) -> Tensor:
     """Sum of the deltas that agree with `sign`, divided by their weights if `normalize`.
 
-    Zeros never agree. Where no delta agrees the result is zero.
+    Zeros never agree. Where no delta agrees the result is zero. A weight sum of zero counts as one; with
+    `floor`, one below it counts as `floor`.
     """
     *deltas, w = operands
     agrees = [~(x * sign <= 0) for x in deltas]  # NaN takes part, and shows in the result
@@ -43,4 +83,6 @@ def disjoint_merge(sign: Tensor, *operands: Any, normalize: bool) -> Tensor:
     weight = zero
     for agree, factor in zip(agrees, w, strict=True):
         weight = weight + torch.where(agree, torch.full_like(sign, float(factor)), zero)
+    if floor:
+        return total / torch.where(weight < floor, torch.full_like(weight, floor), weight)
     return total / torch.where(weight != 0, weight, torch.ones_like(weight))

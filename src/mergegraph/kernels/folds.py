@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mergegraph.kernels import fused
+from mergegraph.kernels import fused_folds as fused
 from mergegraph.kernels.reduction import Array
 
 
@@ -43,3 +43,23 @@ def l1(tensors: Sequence[Tensor], _: Sequence[Array], __: dict[str, Any]) -> Arr
     if x.device.type == "cpu":
         return fused.l1_row(x.numpy()[None])
     return np.array([float(x.double().abs().sum())])
+
+
+def squares(tensors: Sequence[Tensor], _: Sequence[Array], __: dict[str, Any]) -> Array:
+    """Sum of squares of each tensor's chunk, in float64."""
+    if tensors[0].device.type == "cpu":
+        return fused.squares_row(np.stack([x.numpy() for x in tensors]))
+    return np.array([float(x.double().square().sum()) for x in tensors])
+
+
+def nonzero(tensors: Sequence[Tensor], _: Sequence[Array], __: dict[str, Any]) -> Array:
+    """Count of elements that are not zero."""
+    return np.array([int((tensors[0] != 0).sum())])
+
+
+def overlap(tensors: Sequence[Tensor], _: Sequence[Array], attrs: dict[str, Any]) -> Array:
+    """Counts of elements active in one tensor alone and in several, tensor by tensor."""
+    active = torch.stack([~(x.abs() <= attrs["epsilon"]) for x in tensors])
+    alone = active.sum(dim=0) == 1
+    counts = [[int((a & alone).sum()), int((a & ~alone).sum())] for a in active]
+    return np.array(counts).reshape(-1)

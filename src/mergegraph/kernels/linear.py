@@ -54,3 +54,12 @@ def _bytes(x: Tensor) -> Tensor:
     """Torch views neither scalars nor empty tensors as bytes."""
     flat = x.contiguous().reshape(-1)
     return flat.view(torch.uint8) if len(flat) else flat.to(torch.uint8)
+
+
+def nearswap(base: Tensor, x: Tensor, t: Array) -> Tensor:
+    """``s x + (1-s) base`` with ``s = clamp(t / max(|base - x|, 1e-6), 0, 1)``."""
+    gap = (base - x).abs()
+    quotient = torch.full_like(gap, float(t[0])) / torch.where(gap > 1e-6, gap, torch.full_like(gap, 1e-6))
+    capped = torch.where(quotient > 1, torch.ones_like(gap), quotient)
+    s = torch.where(capped < 0, torch.zeros_like(gap), capped)
+    return s * x + (1 - s) * base

@@ -32,6 +32,21 @@ def threshold(prefix: Array, *, width: int) -> Array:
     return result
 
 
+def rank_of_share(count: Array, *, share: float) -> Array:
+    """The prefix (no bits, rank) of the ``⌊share · count⌋``-th largest element."""
+    return np.array([0.0, float(int(float(count[0]) * share))])
+
+
+def unless_empty(threshold: Array, rank: Array) -> Array:
+    """The threshold, or infinity if the rank it was looked up for is 0: then nothing is kept."""
+    return threshold if rank[1] >= 1 else np.array([np.inf])
+
+
+def quartile_fence(lower: Array, median: Array, upper: Array) -> Array:
+    """``median + 1.5 (upper - lower)``: what lies above stands out."""
+    return np.array([float(median[0]) + 1.5 * (float(upper[0]) - float(lower[0]))])
+
+
 def _histogram_state(_: int, attrs: dict[str, Any]) -> tuple[int, str]:
     return 1 << attrs["bits"], "int32"
 

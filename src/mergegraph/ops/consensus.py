@@ -6,40 +6,16 @@ from collections.abc import Sequence
 
 from mergegraph.errors import GraphError
 from mergegraph.graph.node import Locality, Op, Real
-from mergegraph.ops.rules import Attrs, Code, D, like_tiles, split, tile, widths
+from mergegraph.ops.rules import Attrs, Code, D, Specs, elementwise, split, stats, tile
 from mergegraph.tensorspec import TensorSpec
 
 
-def _disjoint_spec(specs: Sequence[TensorSpec], _: Attrs) -> TensorSpec:
-    tiles, small = split(specs)
-    widths("disjoint_merge", small, len(tiles) - 1)
-    return tile("disjoint_merge", tiles, D, D)
-
-
-def _elect_spec(specs: Sequence[TensorSpec], _: Attrs) -> TensorSpec:
-    return tile("elect_sign", specs, D, D)
-
-
-def _variance_spec(specs: Sequence[TensorSpec], _: Attrs) -> TensorSpec:
-    return tile("variance", specs, D, D)
-
-
-def _keep_where_spec(specs: Sequence[TensorSpec], _: Attrs) -> TensorSpec:
-    tiles, small = split(specs)
-    widths("keep_where", small, 1)
-    if len(tiles) != 2:
-        raise GraphError("keep_where takes a tensor and a score for each of its elements")
-    return tile("keep_where", tiles, D, D)
-
-
-def _overlap_spec(specs: Sequence[TensorSpec], attrs: Attrs) -> TensorSpec:
-    tiles, small = split(specs)
-    widths("overlap_mean", small, len(tiles))
-    return tile("overlap_mean", tiles, D, D)
-
-
-def _one(_: int) -> tuple[int, ...]:
-    return (1,)
+def _disjoint_spec(specs: Specs, _: Attrs) -> TensorSpec:
+    tiles, last = split(specs)
+    if len(tiles) < 2:
+        raise GraphError("disjoint_merge takes a sign and at least one delta")
+    stats("disjoint_merge", last, len(tiles) - 1)
+    return tile("disjoint_merge", tiles, D)
 
 
 # NaN never passes a comparison, so conditions are written such that it stays: it has to be reported,
@@ -65,13 +41,13 @@ def _elect_code(args: Sequence[str], _: Attrs, real: Real, __: str) -> Code:
 def _disjoint_code(args: Sequence[str], attrs: Attrs, real: Real, tmp: str) -> Code:
     # Selects on products, not nested conditions: LLVM vectorises these, but not branches.
     sign, *xs, w = args
-    agrees = [f"{x} * {sign} > {real.zero}" for x in xs]
+    agrees = [f"not {x} * {sign} <= {real.zero}" for x in xs]
     total = " + ".join(f"({x} if {agree} else {real.zero})" for x, agree in zip(xs, agrees, strict=True))
     if not attrs["normalize"]:
         return [], total
     weights = " + ".join(f"({w}_{i} if {agree} else {real.zero})" for i, agree in enumerate(agrees))
     lines = [f"{tmp}n = {weights}"]
-    if attrs["floor"]:
+    if attrs.get("floor"):
         floor = f"{real.type}({attrs['floor']!r})"
         lines.append(f"{tmp}d = {floor} if {tmp}n < {floor} else {tmp}n")
     else:
@@ -89,9 +65,11 @@ def _variance_code(args: Sequence[str], _: Attrs, real: Real, tmp: str) -> Code:
 def _overlap_code(args: Sequence[str], attrs: Attrs, real: Real, tmp: str) -> Code:
     *xs, factor = args
     eps = f"{real.type}({attrs['epsilon']!r})"
-    count = " + ".join(f"({real.one} if abs({x}) > {eps} else {real.zero})" for x in xs)
-    total = " + ".join(f"({x} if abs({x}) > {eps} else {real.zero})" for x in xs)
-    alone = " + ".join(f"({x} * {factor}_{i} if abs({x}) > {eps} else {real.zero})" for i, x in enumerate(xs))
+    count = " + ".join(f"({real.zero} if abs({x}) <= {eps} else {real.one})" for x in xs)
+    total = " + ".join(f"({real.zero} if abs({x}) <= {eps} else {x})" for x in xs)
+    alone = " + ".join(
+        f"({real.zero} if abs({x}) <= {eps} else {x} * {factor}_{i})" for i, x in enumerate(xs)
+    )
     lines = [
         f"{tmp}c = {count}",
         f"{tmp}t = {total}",
@@ -102,13 +80,24 @@ def _overlap_code(args: Sequence[str], attrs: Attrs, real: Real, tmp: str) -> Co
 
 
 _EW = Locality.ELEMENTWISE
+_threshold = elementwise("a threshold op", D, count=1, small=lambda _: (1,))
 
-trim = Op("trim", _EW, like_tiles("trim", D, _one), "consensus:trim", _trim_code)
-cap = Op("cap", _EW, like_tiles("cap", D, _one), "consensus:cap", _cap_code)
-keep_where = Op("keep_where", _EW, _keep_where_spec, "consensus:keep_where", _keep_where_code)
-elect_sign = Op("elect_sign", _EW, _elect_spec, "consensus:elect_sign", _elect_code)
-variance = Op("variance", _EW, _variance_spec, "consensus:variance", _variance_code)
-disjoint_merge = Op(
-    "disjoint_merge", _EW, _disjoint_spec, "consensus:disjoint_merge", _disjoint_code
+trim = Op("trim", _EW, _threshold, "consensus:trim", _trim_code)
+cap = Op("cap", _EW, _threshold, "consensus:cap", _cap_code)
+keep_where = Op(
+    "keep_where",
+    _EW,
+    elementwise("keep_where", D, count=2, small=lambda _: (1,)),
+    "consensus:keep_where",
+    _keep_where_code,
 )
-overlap_mean = Op("overlap_mean", _EW, _overlap_spec, "consensus:overlap_mean", _overlap_code)
+elect_sign = Op("elect_sign", _EW, elementwise("elect_sign", D), "consensus:elect_sign", _elect_code)
+disjoint_merge = Op("disjoint_merge", _EW, _disjoint_spec, "consensus:disjoint_merge", _disjoint_code)
+variance = Op("variance", _EW, elementwise("variance", D), "consensus:variance", _variance_code)
+overlap_mean = Op(
+    "overlap_mean",
+    _EW,
+    elementwise("overlap_mean", D, small=lambda n: (n,)),
+    "consensus:overlap_mean",
+    _overlap_code,
+)

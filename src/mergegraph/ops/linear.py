@@ -7,40 +7,37 @@ from typing import Any
 
 from mergegraph.errors import GraphError
 from mergegraph.graph.node import Locality, Node, Op, Real, node
-from mergegraph.ops.rules import Attrs, Code, D, W, like_tiles, split, tile, widths
+from mergegraph.ops.rules import Attrs, Code, D, Specs, W, elementwise, stats, tensors, tile
 from mergegraph.tensorspec import DType, TensorSpec
 
 
-def _load_spec(_: Sequence[TensorSpec], attrs: Attrs) -> TensorSpec:
+def _load_spec(_: Specs, attrs: Attrs) -> TensorSpec:
     return TensorSpec(attrs["shape"], DType[attrs["dtype"]])
 
 
-def _cast_spec(specs: Sequence[TensorSpec], attrs: Attrs) -> TensorSpec:
-    (spec,) = specs
-    dtype = DType[attrs["dtype"]]
+def _cast_spec(specs: Specs, attrs: Attrs) -> TensorSpec:
+    (spec,) = tensors("cast", specs, 1)
+    dtype = DType.__members__.get(attrs["dtype"])
+    if dtype is None:
+        raise GraphError(f"there is no dtype {attrs['dtype']!r}")
     if not (spec.dtype.arithmetic and dtype.arithmetic):
         raise GraphError(f"cannot cast {spec.dtype.torch_name} to {dtype.torch_name}")
     return TensorSpec(spec.shape, dtype, spec.space)
 
 
-def _identical_spec(specs: Sequence[TensorSpec], _: Attrs) -> TensorSpec:
+def _identical_spec(specs: Specs, _: Attrs) -> TensorSpec:
+    tensors("identical", specs)
     if any(spec != specs[0] for spec in specs):
         raise GraphError("only tensors of one shape and dtype can be identical")
     return specs[0]
 
 
-def _delta_spec(specs: Sequence[TensorSpec], _: Attrs) -> TensorSpec:
-    if len(specs) != 2:
-        raise GraphError("delta takes a weight and a base")
-    return tile("delta", specs, W, D)
-
-
-def _apply_delta_spec(specs: Sequence[TensorSpec], _: Attrs) -> TensorSpec:
-    tiles, small = split(specs)
-    widths("apply_delta", small, 1)
-    if len(tiles) != 2 or tiles[1].space is not D:
+def _apply_delta_spec(specs: Specs, _: Attrs) -> TensorSpec:
+    stats("apply_delta", specs[2:], 1)
+    base, delta = tensors("apply_delta", specs[:2], 2)
+    if delta.space is not D:
         raise GraphError("apply_delta adds a delta to a weight")
-    return tile("apply_delta", [tiles[0], TensorSpec(tiles[1].shape, tiles[1].dtype)], W, W)
+    return tile("apply_delta", [base, TensorSpec(delta.shape, delta.dtype)], W)
 
 
 def _cast_code(args: Sequence[str], attrs: Attrs, _: Real, __: str) -> Code:
@@ -75,10 +72,6 @@ def _nearswap_code(args: Sequence[str], _: Attrs, real: Real, tmp: str) -> Code:
     return lines, f"{tmp}s * {x} + ({real.one} - {tmp}s) * {base}"
 
 
-def _one(_: int) -> tuple[int, ...]:
-    return (1,)
-
-
 _EW = Locality.ELEMENTWISE
 
 LOAD = Op("load", Locality.SOURCE, _load_spec)
@@ -87,14 +80,20 @@ cast = Op("cast", _EW, _cast_spec, "linear:cast", _cast_code)
 weighted_sum = Op(
     "weighted_sum",
     _EW,
-    like_tiles("weighted_sum", small=lambda n: (n,)),
+    elementwise("weighted_sum", small=lambda n: (n,)),
     "linear:weighted_sum",
     _weighted_sum_code,
 )
-scale = Op("scale", _EW, like_tiles("scale", small=_one), "linear:scale", _scale_code)
-delta = Op("delta", _EW, _delta_spec, "linear:delta", _delta_code)
+scale = Op("scale", _EW, elementwise("scale", count=1, small=lambda _: (1,)), "linear:scale", _scale_code)
+delta = Op("delta", _EW, elementwise("delta", W, D, count=2), "linear:delta", _delta_code)
 apply_delta = Op("apply_delta", _EW, _apply_delta_spec, "linear:apply_delta", _apply_delta_code)
-nearswap = Op("nearswap", _EW, like_tiles("nearswap", small=_one), "linear:nearswap", _nearswap_code)
+nearswap = Op(
+    "nearswap",
+    _EW,
+    elementwise("nearswap", W, count=2, small=lambda _: (1,)),
+    "linear:nearswap",
+    _nearswap_code,
+)
 
 
 def load(slot: int, spec: TensorSpec) -> Node:

@@ -1,4 +1,7 @@
-"""Spec rules that ops share: what their operands must be, and what comes out."""
+"""Spec rules that ops share: what their operands must be, and what comes out.
+
+Operands are tensors first, then statistics. All rules raise `GraphError` where no kernel could compute.
+"""
 
 from __future__ import annotations
 
@@ -10,25 +13,39 @@ from mergegraph.tensorspec import DType, Space, TensorSpec
 
 Attrs = dict[str, Any]
 Code = tuple[list[str], str]
-Rule = Callable[[Sequence[TensorSpec], Attrs], TensorSpec]
+Specs = Sequence[TensorSpec]
+Rule = Callable[[Specs, Attrs], TensorSpec]
 
-W, D = Space.WEIGHT, Space.DELTA
-
-
-def split(specs: Sequence[TensorSpec]) -> tuple[list[TensorSpec], list[TensorSpec]]:
-    """Tile operands and small ones, in order; per-row values count as small."""
-    small = (Space.STAT, Space.ROW)
-    return [s for s in specs if s.space not in small], [s for s in specs if s.space in small]
+W, D, STAT, ROW = Space.WEIGHT, Space.DELTA, Space.STAT, Space.ROW
 
 
-def tile(name: str, specs: Sequence[TensorSpec], space: Space | None, result: Space) -> TensorSpec:
-    """All `specs` in one space (`space`, if given), shape and arithmetic → `result` in the compute dtype.
+def is_small(spec: TensorSpec) -> bool:
+    """Whether a spec is no tensor: a statistic, or a few numbers per row."""
+    return spec.space in (STAT, ROW)
 
-    Raises:
-        GraphError: they are not.
+
+def split(specs: Specs) -> tuple[Specs, Specs]:
+    """Tensors, then the statistics that stand last."""
+    count = sum(not is_small(s) for s in specs)
+    return specs[:count], specs[count:]
+
+
+def tensors(name: str, specs: Specs, count: int | None = None) -> Specs:
+    """`specs`, provided that they are tensors: `count` of them, or one at least."""
+    if any(is_small(s) for s in specs):
+        raise GraphError(f"{name} takes tensors, not statistics")
+    if not specs or count not in (None, len(specs)):
+        raise GraphError(f"{name} takes {count or 'one or more'} tensors, not {len(specs)}")
+    return specs
+
+
+def tile(name: str, specs: Specs, space: Space | None, result: Space | None = None) -> TensorSpec:
+    """Tensors in one space (`space`, if given), of one shape and arithmetic dtype.
+
+    Returns:
+        Their shape in the compute dtype, in space `result` or their own.
     """
-    if not specs:
-        raise GraphError(f"{name} needs at least one tensor operand")
+    tensors(name, specs)
     wanted = space or specs[0].space
     for spec in specs:
         if spec.shape != specs[0].shape:
@@ -38,45 +55,85 @@ def tile(name: str, specs: Sequence[TensorSpec], space: Space | None, result: Sp
         if not spec.dtype.arithmetic:
             raise GraphError(f"{name} cannot do arithmetic on {spec.dtype.torch_name}")
     wide = any(spec.dtype is DType.F64 for spec in specs)
-    return TensorSpec(specs[0].shape, DType.F64 if wide else DType.F32, result)
+    return TensorSpec(specs[0].shape, DType.F64 if wide else DType.F32, result or wanted)
 
 
-def widths(name: str, specs: Sequence[TensorSpec], *lengths: int) -> None:
-    """Check the lengths of small operands; a per-row operand's length is that of one row.
-
-    Raises:
-        GraphError: they differ.
-    """
-    found = tuple(s.shape[-1] if s.space is Space.ROW else s.numel for s in specs)
-    if found != lengths:
-        raise GraphError(f"{name} takes statistics of lengths {lengths}, not {found}")
-
-
-def stat(length: int, dtype: DType = DType.F64) -> TensorSpec:
-    """A statistic: a vector of `length` numbers."""
-    return TensorSpec((length,), dtype, Space.STAT)
+def stats(name: str, specs: Specs, *shapes: int | tuple[int, ...]) -> None:
+    """Check that `specs` are float64 statistics of these shapes; of per-row ones, one row counts."""
+    wanted = tuple((s,) if isinstance(s, int) else s for s in shapes)
+    found = tuple(s.shape[1:] if s.space is ROW else s.shape for s in specs)
+    if found != wanted:
+        raise GraphError(f"{name} takes statistics of shapes {wanted}, not {found}")
+    if not all(is_small(s) for s in specs):
+        raise GraphError(f"{name} takes a statistic, not a tensor")
+    if any(s.dtype is not DType.F64 for s in specs):
+        raise GraphError(f"{name} takes float64 statistics, not counts")
 
 
-def like_tiles(name: str, result: Space | None = None, small: Callable[[int], tuple[int, ...]] = tuple) -> Rule:
-    """Tiles of one space and shape, then small operands of lengths ``small(number of tiles)``.
+def stat(*shape: int, dtype: DType = DType.F64) -> TensorSpec:
+    """The spec of a statistic."""
+    return TensorSpec(shape, dtype, STAT)
 
-    The result is in space `result`, or in the tiles' own.
-    """
 
-    def rule(specs: Sequence[TensorSpec], _: Attrs) -> TensorSpec:
-        tiles, stats = split(specs)
-        widths(name, stats, *small(len(tiles)))
-        space = result or (tiles[0].space if tiles else W)
-        return tile(name, tiles, None, space)
+def elementwise(
+    name: str,
+    space: Space | None = None,
+    result: Space | None = None,
+    *,
+    count: int | None = None,
+    small: Callable[[int], tuple[int, ...]] = lambda _: (),
+) -> Rule:
+    """`count` tensors (or any number) of one shape and space, then statistics of ``small(count)`` lengths."""
+
+    def rule(specs: Specs, _: Attrs) -> TensorSpec:
+        tiles, last = split(specs)
+        tensors(name, tiles, count)
+        stats(name, last, *small(len(tiles)))
+        return tile(name, tiles, space, result)
 
     return rule
 
 
-def small_of(name: str, *lengths: int, gives: Callable[[Sequence[TensorSpec]], TensorSpec]) -> Rule:
-    """Statistics of fixed lengths → a statistic; for SMALL ops."""
+def reduction(name: str, length: Callable[[int], tuple[int, ...]], count: int | None = None) -> Rule:
+    """`count` tensors (or any number) of one shape and space → a statistic of shape ``length(count)``."""
 
-    def rule(specs: Sequence[TensorSpec], _: Attrs) -> TensorSpec:
-        widths(name, specs, *lengths)
-        return gives(specs)
+    def rule(specs: Specs, _: Attrs) -> TensorSpec:
+        tile(name, tensors(name, specs, count), None)
+        return stat(*length(len(specs)))
+
+    return rule
+
+
+def rowwise(name: str, length: Callable[[int], int], count: int | None = None) -> Rule:
+    """`count` tensors of one shape and space → ``length(count)`` numbers for each row."""
+
+    def rule(specs: Specs, _: Attrs) -> TensorSpec:
+        spec = tile(name, tensors(name, specs, count), None)
+        columns = spec.shape[-1] if spec.shape else 1
+        return TensorSpec((spec.numel // max(columns, 1), length(len(specs))), DType.F64, ROW)
+
+    return rule
+
+
+def small(name: str, *shapes: int | tuple[int, ...], gives: int) -> Rule:
+    """Statistics of fixed shapes → a statistic of length `gives`."""
+
+    def rule(specs: Specs, _: Attrs) -> TensorSpec:
+        stats(name, specs, *shapes)
+        return stat(gives)
+
+    return rule
+
+
+def from_gram(name: str, *shapes: int) -> Rule:
+    """A k×k Gram matrix and statistics of lengths `shapes` (0 stands for k) → k coefficients."""
+
+    def rule(specs: Specs, _: Attrs) -> TensorSpec:
+        square = specs[0].shape[-2:] if specs else ()
+        if len(square) != 2 or square[0] != square[1]:
+            raise GraphError(f"{name} takes a Gram matrix")
+        lengths = [length or square[0] for length in shapes]
+        stats(name, specs, square, *lengths)
+        return stat(square[0])
 
     return rule

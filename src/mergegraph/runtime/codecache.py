@@ -24,7 +24,8 @@ def cache_dir() -> Path:
     root = os.environ.get("MERGEGRAPH_CACHE") or os.path.join(
         os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "mergegraph"
     )
-    kernels = Path(fused.__file__).read_bytes() + fused.VERSION.encode()
+    files = sorted(Path(fused.__file__).parent.glob("fused*.py"))
+    kernels = b"".join(file.read_bytes() for file in files) + fused.VERSION.encode()
     return Path(root) / "kernels" / blake2b(kernels, digest_size=6).hexdigest()
 
 

@@ -32,7 +32,7 @@ def interpreted(phase: Phase, device: str) -> PhaseFunction:
                 device
             )
         for node in phase.body:
-            values[node.key] = _apply(node, values)
+            values[node.key] = _apply(node, values, tile.job.program.first + tile.begin)
         for reduction, state in zip(phase.reductions, tile.states, strict=True):
             _fold(reduction, values, state, phase.chunk)
         return _store(phase, values, tile)
@@ -49,10 +49,12 @@ def _shaped(flat: Tensor, load: Node, phase: Phase) -> Tensor:
     return flat.reshape(-1, load.spec.shape[-1])
 
 
-def _apply(node: Node, values: dict[bytes, Any]) -> Tensor:
-    compute = _TORCH[node.spec.dtype.compute]
-    operands = [values[x.key] if x.is_stat else values[x.key].to(compute) for x in node.inputs]
-    result: Tensor = node.op.implementation(*operands, **node.attributes)
+def _apply(node: Node, values: dict[bytes, Any], first: int) -> Tensor:
+    wide = any(x.spec.dtype is DType.F64 for x in node.inputs if not (x.is_stat or x.is_row))
+    compute = torch.float64 if wide else torch.float32
+    operands = [values[x.key] if x.is_stat or x.is_row else values[x.key].to(compute) for x in node.inputs]
+    index = {"first": first} if node.op.indexed else {}
+    result: Tensor = node.op.implementation(*operands, **node.attributes, **index)
     return result
 
 

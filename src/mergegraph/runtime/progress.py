@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from mergegraph.graph.node import Node
 from mergegraph.kernels.reduction import Array
 from mergegraph.schedule.memory import JOB_TILES, arity, tile_elements
@@ -99,12 +101,20 @@ class Progress:
     def _enter(self) -> list[Job]:
         phase = self.program.phases[self.level]
         for node in phase.small:
-            self.values[node.key] = evaluate(node, self.values)
+            self.values[node.key] = self._evaluate(node)
         numel = self.program.spec.numel
         self.states = [_state(r, numel, phase) for r in phase.reductions]
         jobs = list(self._jobs(phase, numel))
         self.pending = len(jobs)
         return jobs or self._leave()
+
+    def _evaluate(self, node: Node) -> Array:
+        """Compute a SMALL node from known statistics; streams are the program's own."""
+        if node.op.name == "stream":
+            return np.array(self.program.streams[node.attributes["slot"]])
+        known = [self.values[x.key] for x in node.inputs]
+        value: Array = node.op.implementation(*known, **node.attributes)
+        return value
 
     def _leave(self) -> list[Job]:
         phase = self.program.phases[self.level]
@@ -127,9 +137,3 @@ def _state(reduction: Node, numel: int, phase: Phase) -> Array:
     rows = kernel.rows(numel, phase.chunk)
     state: Array = kernel.empty(arity(reduction), reduction.attributes, rows)
     return state if kernel.per_chunk else state.astype("int64")
-
-
-def evaluate(node: Node, values: dict[bytes, Array]) -> Array:
-    """Compute a SMALL node from known statistics."""
-    value: Array = node.op.implementation(*(values[x.key] for x in node.inputs), **node.attributes)
-    return value

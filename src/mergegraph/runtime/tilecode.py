@@ -6,9 +6,9 @@ are parameters. So a whole merge needs a handful of functions, and equal phases 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
-from mergegraph.graph.node import Node, Real
+from mergegraph.graph.node import Locality, Node, Real
 from mergegraph.kernels.fused import BLOCK
 from mergegraph.kernels.reduction import CHUNK
 from mergegraph.schedule.tiling import Phase
@@ -24,116 +24,170 @@ _NOT_FINITE = {
     DType.F32: "not (abs(word) <= f32(3.4028234663852886e38))",
     DType.F64: "not (abs(word) <= 1.7976931348623157e308)",
 }
-_HEADER = (
-    "from mergegraph.kernels.fused import (\n"
-    "    down_bf16, down_f16, f32, f64, fold_gram, fold_histogram32, fold_histogram64, fold_l1,\n"
-    "    fold_histogram_within32, fold_histogram_within64, jit, round_bf16,\n"
-    "    round_f16, round_f32, round_f64, u16, u32, up_bf16, up_f16,\n)\n\n"
+_HEADER = """\
+from mergegraph.kernels.fused import (
+    down_bf16, down_f16, f32, f64, jit, round_bf16, round_f16, round_f32, round_f64, u16, u32, uniform,
+    up_bf16, up_f16,
 )
+from mergegraph.kernels.fused_folds import (
+    fold_gram, fold_histogram32, fold_histogram64, fold_histogram_within32, fold_histogram_within64,
+    fold_l1, fold_nonzero, fold_overlap, fold_squares,
+)
+from mergegraph.kernels.fused_rows import row_arc, row_divergence, row_ranks32, row_ranks64, row_stock
+
+"""
 
 
 def real_of(node: Node) -> Real:
     """The float type that a tile op computes in."""
-    return _F64 if node.spec.dtype is DType.F64 else _F32
+    return _F64 if node.spec.dtype is DType.F64 and not node.is_row else _F32
+
+
+def row_real(node: Node) -> Real:
+    """The float type in which a ROWWISE op sees its operands."""
+    return _F64 if any(x.spec.dtype is DType.F64 for x in node.inputs if not x.is_stat) else _F32
 
 
 def tile_source(phase: Phase) -> str:
     """Return the module text whose ``run`` computes `phase` on one tile.
 
-    ``run(n, x0…, p0…, [s0, b0…] | [out])``: n elements; the loads; the statistics as
-    float64 or int64 vectors; for each reduction its state rows and a scratch block; or the output.
-    It returns the number of non-finite elements written.
+    ``run(n, at, columns, chunk, x0…, p0…, [rb0, ro0…], [s0, b0…] | [out])``: n elements, the first of
+    which is number `at` of the tensor; the row length and chunk of phases that work on rows; the loads; the
+    statistics as float64 or int64 vectors; for each ROWWISE op a block and a result; for each reduction
+    its state rows and a block; or the output. It returns the number of non-finite elements written.
     """
-    loads = [f"x{i}" for i in range(len(phase.loads))]
-    stats = [f"p{i}" for i in range(len(phase.stats))]
-    folds = [f"{kind}{i}" for i in range(len(phase.reductions)) for kind in ("s", "b")]
-    out = ["out"] if phase.result is not None else []
-    lines = [f"def run({', '.join(['n', *loads, *stats, *folds, *out])}):"]
-    lines += [f"    {line}" for line in _hoist(phase)]
-    if phase.reductions:
-        lines += [f"    {line}" for line in _fold_loops(phase)]
-    lines += [f"    {line}" for line in (_write_loop(phase) if phase.result else ["return 0"])]
-    return _HEADER + "@jit\n" + "\n".join(lines) + "\n"
+    return _HEADER + "@jit\n" + "\n".join(_Writer(phase).lines()) + "\n"
 
 
-def _hoist(phase: Phase) -> Iterable[str]:
-    """Statistics become locals, once per float type: the loops must not reload them."""
-    used = {(x.key, real_of(n).type) for n in phase.body for x in n.inputs if x.is_stat}
-    for i, stat in enumerate(phase.stats):
-        if stat.spec.dtype is DType.I64:
-            yield from (f"p{i}_{j} = p{i}[{j}]" for j in range(stat.spec.numel))
-        for kind in ("f32", "f64"):
-            if (stat.key, kind) in used and stat.spec.dtype is not DType.I64:
-                yield from (f"p{i}{kind}_{j} = {kind}(p{i}[{j}])" for j in range(stat.spec.numel))
+class _Writer:
+    """Writes the code of one phase.
+
+    Locals: ``v`` elements of loads, ``t`` of body ops, ``p`` statistics, ``ro`` rows' results. Without
+    ROWWISE ops the tile is cut into blocks for reductions, with them into rows for everything.
+    """
+
+    def __init__(self, phase: Phase) -> None:
+        self.phase = phase
+        self.names = {load.key: f"v{i}" for i, load in enumerate(phase.loads)}
+        self.names |= {n.key: f"t{i}" for i, n in enumerate(phase.body)}
+        self.names |= {stat.key: f"p{i}" for i, stat in enumerate(phase.stats)}
+        self.names |= {n.key: f"ro{i}" for i, n in enumerate(phase.rows)}
+
+    def lines(self) -> Iterator[str]:
+        """The function, line by line."""
+        phase = self.phase
+        names = ["n", "at", "columns", "chunk"]
+        names += [f"x{i}" for i in range(len(phase.loads))] + [f"p{i}" for i in range(len(phase.stats))]
+        names += [f"{kind}{i}" for i in range(len(phase.rows)) for kind in ("rb", "ro")]
+        names += [f"{kind}{i}" for i in range(len(phase.reductions)) for kind in ("s", "b")]
+        yield f"def run({', '.join([*names, *(['out'] if phase.result is not None else [])])}):"
+        yield from _indented(self._hoisted())
+        yield "    bad = 0"
+        yield from _indented(self._by_rows() if phase.rows else self._by_blocks())
+        yield "    return bad"
+
+    def _by_blocks(self) -> Iterator[str]:
+        if self.phase.reductions:
+            yield f"for lo in range(0, n, {BLOCK}):"
+            yield f"    m = min({BLOCK}, n - lo)"
+            yield from _indented(self._folds(str(CHUNK)))
+        if self.phase.result is not None:
+            yield "for i in range(n):"
+            yield from _indented(self._write(self.phase.result, "i"))
+
+    def _by_rows(self) -> Iterator[str]:
+        yield "m = columns"
+        yield "for lo in range(0, n, columns):"
+        for r, row in enumerate(self.phase.rows):
+            yield from _indented(self._row(r, row))
+        yield from _indented(self._folds("chunk"))
+        if self.phase.result is not None:
+            yield "    for j in range(m):"
+            yield from _indented(self._write(self.phase.result, "lo + j"), 8)
+
+    def _row(self, r: int, row: Node) -> Iterator[str]:
+        """Fill a ROWWISE op's block, call it, and make its per-row numbers locals."""
+        real = row_real(row)
+        for k, operand in enumerate(x for x in row.inputs if not x.is_stat):
+            yield "for j in range(m):"
+            yield from _indented(self._element(operand, "lo + j"))
+            yield f"    rb{r}[{k}, j] = {real.type}({self.names[operand.key]})"
+        stats = [f"{self.names[x.key]}f64_{i}" for x in row.inputs if x.is_stat for i in range(x.spec.numel)]
+        function = row.op.row.format(width=64 if real is _F64 else 32)
+        yield f"{function}({', '.join([f'rb{r}', 'm', f'ro{r}', *stats])})"
+        if row.is_row:
+            for kind in ("f32", "f64"):
+                yield from (f"ro{r}{kind}_{i} = {kind}(ro{r}[{i}])" for i in range(row.spec.shape[1]))
+
+    def _folds(self, chunk: str) -> Iterator[str]:
+        """One loop per operand into a block (so that each vectorises), then the fold."""
+        for r, reduction in enumerate(self.phase.reductions):
+            for k, operand in enumerate(x for x in reduction.inputs if not x.is_stat):
+                yield "for j in range(m):"
+                yield from _indented(self._element(operand, "lo + j"))
+                yield f"    b{r}[{k}, j] = {self.names[operand.key]}"
+            kernel = reduction.op.implementation
+            row = f"lo // {chunk}" if kernel.per_chunk else "0"
+            stats = [self.names[x.key] for x in reduction.inputs if x.is_stat]
+            yield kernel.code(f"b{r}", "m", f"s{r}[{row}]", stats, reduction.attributes)
+
+    def _write(self, root: Node, index: str) -> Iterator[str]:
+        # A final cast is the store itself.
+        source = root.inputs[0] if root.op.name == "cast" else root
+        yield from self._element(source, index)
+        yield f"word = {_WRITE[root.spec.dtype].format(self.names[source.key])}"
+        yield f"out[{index}] = word"
+        yield f"bad += 1 if {_NOT_FINITE[root.spec.dtype]} else 0"
+
+    def _element(self, root: Node, index: str) -> Iterator[str]:
+        """Statements that leave the value of `root` at element `index` in its local variable."""
+        wanted = _below(root)
+        for i, load in enumerate(self.phase.loads):
+            if load.key in wanted:
+                yield f"v{i} = {_READ[load.spec.dtype].format(f'x{i}[{index}]')}"
+        if any(n.op.indexed for n in self.phase.body if n.key in wanted):
+            yield f"e = at + {index}"
+        for i, n in enumerate(self.phase.body):
+            if n.key not in wanted or n.op.scalar is None:
+                continue
+            args = [self._operand(x, n) for x in n.inputs]
+            before, value = n.op.scalar(args, n.attributes, real_of(n), f"t{i}")
+            yield from before
+            yield f"t{i} = {value}"
+
+    def _operand(self, x: Node, user: Node) -> str:
+        name, real = self.names[x.key], real_of(user)
+        if x.is_stat or x.is_row:
+            return name + real.type
+        if x.op.locality is Locality.ROWWISE:
+            name = f"{name}[j]"
+        return f"f64({name})" if real is _F64 and x.spec.dtype is not DType.F64 else name
+
+    def _hoisted(self) -> Iterator[str]:
+        """Statistics become locals, once per float type: the loops must not reload them."""
+        used = {(x.key, real_of(n).type) for n in self.phase.body for x in n.inputs if x.is_stat}
+        used |= {(x.key, "f64") for n in self.phase.rows for x in n.inputs if x.is_stat}
+        for i, stat in enumerate(self.phase.stats):
+            if stat.spec.dtype is DType.I64:
+                yield from (f"p{i}_{j} = p{i}[{j}]" for j in range(stat.spec.numel))
+            for kind in ("f32", "f64"):
+                if (stat.key, kind) in used and stat.spec.dtype is not DType.I64:
+                    yield from (f"p{i}{kind}_{j} = {kind}(p{i}[{j}])" for j in range(stat.spec.numel))
 
 
-def _names(phase: Phase) -> dict[bytes, str]:
-    names = {load.key: f"v{i}" for i, load in enumerate(phase.loads)}
-    names |= {n.key: f"t{i}" for i, n in enumerate(phase.body)}
-    return names | {stat.key: f"p{i}" for i, stat in enumerate(phase.stats)}
-
-
-def _element(phase: Phase, root: Node, index: str) -> list[str]:
-    """Statements that leave the value of `root` at element `index` in its local variable."""
-    names, lines, wanted = _names(phase), [], _below(root)
-    for i, load in enumerate(phase.loads):
-        if load.key in wanted:
-            lines.append(f"v{i} = {_READ[load.spec.dtype].format(f'x{i}[{index}]')}")
-    for i, n in enumerate(phase.body):
-        if n.key not in wanted or n.op.scalar is None:
-            continue
-        args = [_operand(x, n, names) for x in n.inputs]
-        before, value = n.op.scalar(args, n.attributes, real_of(n), f"t{i}")
-        lines += [*before, f"t{i} = {value}"]
-    return lines
-
-
-def _operand(x: Node, user: Node, names: dict[bytes, str]) -> str:
-    if x.is_stat:
-        return names[x.key] + real_of(user).type
-    widen = real_of(user) is _F64 and x.spec.dtype is not DType.F64
-    return f"f64({names[x.key]})" if widen else names[x.key]
+def _indented(lines: Iterable[str], by: int = 4) -> Iterator[str]:
+    return (" " * by + line for line in lines)
 
 
 def _below(root: Node) -> set[bytes]:
+    """`root` and what it is computed from element by element; the results of rows are there already."""
     found, stack = {root.key}, [root]
     while stack:
-        for x in stack.pop().inputs:
+        current = stack.pop()
+        if current.op.locality is Locality.ROWWISE:
+            continue
+        for x in current.inputs:
             if not x.is_stat and x.key not in found:
                 found.add(x.key)
                 stack.append(x)
     return found
-
-
-def _fold_loops(phase: Phase) -> Iterable[str]:
-    """Block by block: one loop per operand into scratch (so each vectorises), then the fold."""
-    names = _names(phase)
-    yield f"for lo in range(0, n, {BLOCK}):"
-    yield f"    m = min({BLOCK}, n - lo)"
-    for r, reduction in enumerate(phase.reductions):
-        operands = [x for x in reduction.inputs if not x.is_stat]
-        for k, operand in enumerate(operands):
-            yield "    for j in range(m):"
-            yield from (f"        {line}" for line in _element(phase, operand, "lo + j"))
-            yield f"        b{r}[{k}, j] = {names[operand.key]}"
-        kernel = reduction.op.implementation
-        row = f"lo // {CHUNK}" if kernel.per_chunk else "0"
-        extra = [names[x.key] for x in reduction.inputs if x.is_stat]
-        yield "    " + kernel.code(f"b{r}", "m", f"s{r}[{row}]", extra, reduction.attributes)
-
-
-def _write_loop(phase: Phase) -> Iterable[str]:
-    root = phase.result
-    assert root is not None
-    names, dtype = _names(phase), root.spec.dtype
-    value = names[root.key]
-    # A final cast is the store itself.
-    source = root.inputs[0] if root.op.name == "cast" else root
-    yield "bad = 0"
-    yield "for i in range(n):"
-    yield from (f"    {line}" for line in _element(phase, source, "i"))
-    value = names[source.key]
-    yield f"    word = {_WRITE[dtype].format(value)}"
-    yield "    out[i] = word"
-    yield f"    bad += 1 if {_NOT_FINITE[dtype]} else 0"
-    yield "return bad"

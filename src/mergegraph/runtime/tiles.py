@@ -81,12 +81,18 @@ def generated(phase: Phase, run: Callable[..., Any]) -> PhaseFunction:
     result = STORAGE[phase.result.spec.dtype] if phase.result is not None else None
 
     def function(tile: Tile, arena: Arena) -> int:
-        args: list[Any] = [tile.count]
+        columns = phase.unit
+        args: list[Any] = [tile.count, tile.job.program.first + tile.begin, columns, phase.chunk]
         args += [raw.view(dtype) for raw, dtype in zip(tile.inputs, inputs, strict=True)]
         args += [tile.job.values[key] for key in stats]
+        for i, row in enumerate(phase.rows):
+            args += [
+                _block(arena, f"row{i}", arity(row), columns, row_dtype(row)),
+                _row_result(arena, i, row, columns),
+            ]
+        width = max(fused.BLOCK, columns) if phase.rows else fused.BLOCK
         for (name, rows, dtype), state in zip(folds, tile.states, strict=True):
-            size = rows * fused.BLOCK * np.dtype(dtype).itemsize
-            args += [state, arena.bytes(name, size).view(dtype).reshape(rows, fused.BLOCK)]
+            args += [state, _block(arena, name, rows, width, dtype)]
         if tile.output is not None:
             args.append(tile.output.view(result))
         return int(run(*args))
@@ -101,14 +107,34 @@ def argument_dtypes(phase: Phase) -> tuple[DType, ...]:
     return (*(x.spec.dtype for x in phase.loads), *(s.spec.dtype for s in phase.stats), *blocks, *result)
 
 
+def _block(arena: Arena, name: str, rows: int, columns: int, dtype: Any) -> Array:
+    size = rows * columns * np.dtype(dtype).itemsize
+    return arena.bytes(name, size).view(dtype).reshape(rows, columns)
+
+
+def _row_result(arena: Arena, i: int, row: Node, columns: int) -> Array:
+    """Where a ROWWISE op leaves its numbers for a row (float64), or its new row."""
+    if row.is_row:
+        return _block(arena, f"result{i}", 1, row.spec.shape[1], np.float64).reshape(-1)
+    return _block(arena, f"result{i}", 1, columns, STORAGE[row.spec.dtype]).reshape(-1)
+
+
+def row_dtype(row: Node) -> Any:
+    """The dtype in which a ROWWISE op sees its operands."""
+    return STORAGE[block_dtype(row)]
+
+
 def warm_up(phase: Phase, run: Callable[..., Any]) -> None:
     """Compile `run` for the argument types of `phase` by calling it on an empty tile."""
-    args: list[Any] = [0]
+    args: list[Any] = [0, 0, 1, 1]
     args += [np.empty(0, STORAGE[load.spec.dtype]) for load in phase.loads]
     args += [
         np.zeros(max(1, s.spec.numel), np.int64 if s.spec.dtype is DType.I64 else np.float64)
         for s in phase.stats
     ]
+    arena = Arena()
+    for i, row in enumerate(phase.rows):
+        args += [_block(arena, f"row{i}", arity(row), 1, row_dtype(row)), _row_result(arena, i, row, 1)]
     for r in phase.reductions:
         state = r.op.implementation.empty(arity(r), r.attributes, 1)
         args += [state, np.empty((arity(r), fused.BLOCK), STORAGE[block_dtype(r)])]
@@ -118,6 +144,6 @@ def warm_up(phase: Phase, run: Callable[..., Any]) -> None:
 
 
 def block_dtype(reduction: Node) -> DType:
-    """The dtype in which a REDUCE node sees its operands: the widest of their compute dtypes."""
+    """The dtype in which a REDUCE or ROWWISE node sees its operands: the widest of their compute dtypes."""
     wide = any(x.spec.dtype is DType.F64 for x in reduction.inputs if not x.is_stat)
     return DType.F64 if wide else DType.F32

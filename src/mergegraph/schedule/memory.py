@@ -52,6 +52,9 @@ def buffer_bytes(phase: Phase, out_bits: int, tile: int) -> int:
     elements = tile_elements(phase, tile)
     bits = sum(load.spec.dtype.bits for load in phase.loads) + (out_bits if phase.result else 0)
     total = elements * bits // 8 + sum(arity(r) * BLOCK_BYTES for r in phase.reductions)
+    if phase.rows:
+        # Blocks and results of one row each, in float64 at most.
+        total += 8 * phase.unit * sum(arity(n) + 1 for n in (*phase.rows, *phase.reductions))
     if not phase.generated:
         # Interpreted: every tile value of the phase may be alive at once, in its compute dtype.
         for node in (*phase.loads, *phase.body):

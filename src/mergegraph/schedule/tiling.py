@@ -40,7 +40,12 @@ class Phase:
     @property
     def generated(self) -> bool:
         """Whether the phase can run as generated code: every op says how to compute one element."""
-        return all(n.op.locality is Locality.ELEMENTWISE and n.op.scalar is not None for n in self.body)
+        return all(n.op.scalar is not None or n.op.row for n in self.body)
+
+    @property
+    def rows(self) -> tuple[Node, ...]:
+        """The ROWWISE ops of the body."""
+        return tuple(n for n in self.body if n.op.locality is Locality.ROWWISE)
 
     @property
     def shaped(self) -> bool:
@@ -74,6 +79,8 @@ class Program:
         spec: shape and dtype of the piece as written.
         phases: at least one; only the last has a result. Shared by all programs of one expression.
         sources: the checkpoint tensors that the slots of ``load`` nodes stand for.
+        streams: for each slot, the random stream of ops that draw at random for it.
+        first: number of the piece's first element in the output tensor.
         raw: bytes are copied (after a comparison, for ``identical``), not computed.
     """
 
@@ -82,6 +89,8 @@ class Program:
     spec: TensorSpec
     phases: tuple[Phase, ...]
     sources: tuple[SourceTensor, ...]
+    streams: tuple[tuple[float, float], ...]
+    first: int
     raw: bool
 
     def source(self, load: Node) -> SourceTensor:
@@ -110,7 +119,7 @@ def programs(graph: Graph) -> list[Program]:
 
 
 def _of_output(name: str, output: Output, cuts: dict[bytes, tuple[Phase, ...]]) -> Iterable[Program]:
-    offset = 0
+    offset = first = 0
     for part in output.parts:
         piece = part.expression
         if piece.spec.dtype is not output.spec.dtype:
@@ -118,8 +127,9 @@ def _of_output(name: str, output: Output, cuts: dict[bytes, tuple[Phase, ...]]) 
         raw = piece.op.name in ("load", "identical")
         if piece.key not in cuts:
             cuts[piece.key] = _raw_phase(piece) if raw else cut(piece)
-        yield Program(name, offset, piece.spec, cuts[piece.key], part.sources, raw)
+        yield Program(name, offset, piece.spec, cuts[piece.key], part.sources, part.streams, first, raw)
         offset += piece.spec.nbytes
+        first += piece.spec.numel
 
 
 def _raw_phase(piece: Node) -> tuple[Phase, ...]:

@@ -1,0 +1,59 @@
+"""Functions of rows: tensors ``[rows, columns]`` in, ``[rows, m]`` or ``[rows, columns]`` out."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mergegraph.kernels.reduction import Array
+
+
+def row_arc(x: Tensor, y: Tensor, t: Array) -> Tensor:
+    """Per row, the coefficients of spherical interpolation; see `combinations.arc_weights`."""
+    a, b = x.double(), y.double()
+    norms = [v.square().sum(-1).sqrt().clamp(min=1e-7) for v in (a, b)]
+    cosine = ((a * b).sum(-1) / (norms[0] * norms[1])).clamp(-1.0, 1.0)
+    fraction = float(t[0])
+    theta = torch.acos(cosine)
+    straight = 1.0 - cosine * cosine <= 1e-16
+    sine = torch.where(straight, torch.ones_like(theta), torch.sin(theta))
+    first = torch.where(
+        straight, torch.full_like(theta, 1.0 - fraction), torch.sin((1.0 - fraction) * theta) / sine
+    )
+    second = torch.where(straight, torch.full_like(theta, fraction), torch.sin(fraction * theta) / sine)
+    return torch.stack([first, second], dim=-1)
+
+
+def row_stock(*deltas: Tensor) -> Tensor:
+    """Per row, the coefficient of every task vector; see `combinations.stock_weights`."""
+    wide = torch.stack([d.double() for d in deltas])
+    count = len(deltas)
+    norms = wide.square().sum(-1).sqrt()
+    cosines = [
+        ((wide[i] * wide[j]).sum(-1) / (norms[i] * norms[j]).clamp(min=1e-6)).clamp(-1.0, 1.0)
+        for i in range(count)
+        for j in range(i + 1, count)
+    ]
+    cosine = torch.stack(cosines).mean(0)
+    denominator = 1.0 + (count - 1) * cosine
+    safe = torch.where(denominator.abs() < 1e-6, torch.ones_like(denominator), denominator)
+    t = torch.where(denominator.abs() < 1e-6, torch.zeros_like(cosine), count * cosine / safe)
+    return (t / count)[:, None].expand(-1, count)
+
+
+def row_divergence(x: Tensor, y: Tensor) -> Tensor:
+    """Per row, the Kullback-Leibler divergence of ``softmax(x)`` from ``softmax(y)``, at least 0."""
+    p = torch.softmax(x.double(), -1) + 1e-8
+    q = torch.softmax(y.double(), -1) + 1e-8
+    return (p * (p / q).log()).sum(-1, keepdim=True).clamp(min=0.0)
+
+
+def row_ranks(x: Tensor) -> Tensor:
+    """Rank of each magnitude in its row, from 0 (smallest) to 1; equal magnitudes rank by position."""
+    columns = x.shape[-1]
+    if columns < 2:
+        return torch.full_like(x, 0.5)
+    order = torch.argsort(x.abs(), dim=-1, stable=True)
+    ranks = torch.empty_like(order)
+    ranks.scatter_(-1, order, torch.arange(columns, device=x.device).expand_as(order))
+    return ranks.to(x.dtype) / (columns - 1)

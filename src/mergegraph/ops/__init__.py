@@ -1,0 +1,112 @@
+"""The instruction set: every op the engine can execute, as data.
+
+An op is a name, a locality, a spec rule, a kernel, and (for the CPU) a rule that spells one element of it
+as generated code. Modules mirror those of `mergegraph.kernels`. Formulas stand next to the methods that
+use them, in `mergegraph.methods`.
+"""
+
+from __future__ import annotations
+
+from mergegraph.graph.node import CONSTANT, Op
+from mergegraph.ops.consensus import cap, disjoint_merge, elect_sign, keep_where, overlap_mean, trim, variance
+from mergegraph.ops.linear import (
+    IDENTICAL,
+    LOAD,
+    apply_delta,
+    cast,
+    delta,
+    is_float64,
+    load,
+    nearswap,
+    numel,
+    scale,
+    weighted_sum,
+)
+from mergegraph.ops.random import STREAM, drop, drop_by, stream
+from mergegraph.ops.rows import row_arc, row_divergence, row_ranks, row_stock
+from mergegraph.ops.statistics import (
+    arc,
+    energy_weights,
+    gram,
+    histogram,
+    karcher_mean,
+    keep_largest,
+    keep_middle,
+    kth_largest_magnitude,
+    l1_norm,
+    nonzero,
+    overlap,
+    quartile_fence,
+    rank_of_share,
+    rescue_factors,
+    restore_l1,
+    restoring_factor,
+    select,
+    slerp,
+    sphere_mean,
+    squares,
+    stock,
+    threshold,
+    unless_empty,
+)
+
+
+def all_ops() -> dict[str, Op]:
+    """Every op of this package, by name."""
+    return {
+        value.name: value for value in globals().values() if isinstance(value, Op) and value is not CONSTANT
+    }
+
+
+__all__ = [
+    "IDENTICAL",
+    "LOAD",
+    "STREAM",
+    "all_ops",
+    "apply_delta",
+    "arc",
+    "cap",
+    "cast",
+    "delta",
+    "disjoint_merge",
+    "drop",
+    "drop_by",
+    "elect_sign",
+    "energy_weights",
+    "gram",
+    "histogram",
+    "is_float64",
+    "karcher_mean",
+    "keep_largest",
+    "keep_middle",
+    "keep_where",
+    "kth_largest_magnitude",
+    "l1_norm",
+    "load",
+    "nearswap",
+    "nonzero",
+    "numel",
+    "overlap",
+    "overlap_mean",
+    "quartile_fence",
+    "rank_of_share",
+    "rescue_factors",
+    "restore_l1",
+    "restoring_factor",
+    "row_arc",
+    "row_divergence",
+    "row_ranks",
+    "row_stock",
+    "scale",
+    "select",
+    "slerp",
+    "sphere_mean",
+    "squares",
+    "stock",
+    "stream",
+    "threshold",
+    "trim",
+    "unless_empty",
+    "variance",
+    "weighted_sum",
+]

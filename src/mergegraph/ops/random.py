@@ -1,0 +1,47 @@
+"""Random masks from a counter: the same on every device, in any order, after any interruption."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mergegraph.graph.node import Locality, Node, Op, Real, node
+from mergegraph.ops.rules import Attrs, Code, D, Specs, elementwise, stat
+from mergegraph.tensorspec import TensorSpec
+
+
+def _stream_spec(_: Specs, __: Attrs) -> TensorSpec:
+    return stat(2)
+
+
+def _drop_code(args: Sequence[str], _: Attrs, real: Real, __: str) -> Code:
+    x, keep, stream = args
+    return [], f"{x} if uniform({stream}_0, {stream}_1, e) < {keep}_0 else {real.zero}"
+
+
+def _drop_by_code(args: Sequence[str], _: Attrs, real: Real, __: str) -> Code:
+    x, keep, stream = args
+    return [], f"{x} if uniform({stream}_0, {stream}_1, e) < {keep} else {real.zero}"
+
+
+STREAM = Op("stream", Locality.SMALL, _stream_spec, "random:stream")
+drop = Op(
+    "drop",
+    Locality.ELEMENTWISE,
+    elementwise("drop", D, count=1, small=lambda _: (1, 2)),
+    "random:drop",
+    _drop_code,
+    indexed=True,
+)
+drop_by = Op(
+    "drop_by",
+    Locality.ELEMENTWISE,
+    elementwise("drop_by", D, count=2, small=lambda _: (2,)),
+    "random:drop_by",
+    _drop_by_code,
+    indexed=True,
+)
+
+
+def stream(slot: int) -> Node:
+    """The random stream of the tensor bound to `slot`: it depends on seed, output tensor and model alone."""
+    return node(STREAM, slot=slot)

@@ -1,0 +1,33 @@
+"""Ops on rows (the last axis): a few numbers for each row, or a new row."""
+
+from __future__ import annotations
+
+from mergegraph.graph.node import Locality, Op
+from mergegraph.ops.rules import ROW, Attrs, Specs, rowwise, split, stats, tensors, tile
+from mergegraph.tensorspec import DType, TensorSpec
+
+_ROWWISE = Locality.ROWWISE
+
+
+def _row_arc_spec(specs: Specs, _: Attrs) -> TensorSpec:
+    tiles, last = split(specs)
+    stats("row_arc", last, 1)
+    spec = tile("row_arc", tensors("row_arc", tiles, 2), None)
+    columns = spec.shape[-1] if spec.shape else 1
+    return TensorSpec((spec.numel // max(columns, 1), 2), DType.F64, ROW)
+
+
+def _row_ranks_spec(specs: Specs, _: Attrs) -> TensorSpec:
+    return tile("row_ranks", tensors("row_ranks", specs, 1), None)
+
+
+row_arc = Op("row_arc", _ROWWISE, _row_arc_spec, "rows:row_arc", row="row_arc")
+row_stock = Op("row_stock", _ROWWISE, rowwise("row_stock", lambda k: k), "rows:row_stock", row="row_stock")
+row_divergence = Op(
+    "row_divergence",
+    _ROWWISE,
+    rowwise("row_divergence", lambda _: 1, 2),
+    "rows:row_divergence",
+    row="row_divergence",
+)
+row_ranks = Op("row_ranks", _ROWWISE, _row_ranks_spec, "rows:row_ranks", row="row_ranks{width}")
