@@ -17,12 +17,13 @@ from mergegraph.compiler.inputs import Input
 from mergegraph.compiler.notes import notes
 from mergegraph.compiler.report import Assignment, CompileReport, Dropped, Partial, config_differences, unused
 from mergegraph.compiler.resolver import Resolver, Setting
+from mergegraph.compiler.seeds import stream_of
 from mergegraph.errors import GraphError
 from mergegraph.graph.graph import Graph, Output, Piece, SourceTensor
 from mergegraph.graph.node import Node
 from mergegraph.graph.simplify import simplify
 from mergegraph.methods.base import MergeMethod, Values
-from mergegraph.ops import IDENTICAL, cast, load
+from mergegraph.ops import IDENTICAL, cast, load, stream
 from mergegraph.plan.merge import MergePlan
 from mergegraph.plan.source import Problems
 from mergegraph.plan.values import ModelRef
@@ -43,7 +44,9 @@ def donor_of(plan: MergePlan, inputs: Mapping[ModelRef, Input]) -> Input:
     return inputs[plan.base_model or plan.referenced_models()[0]]
 
 
-def compile_merge(plan: MergePlan, method: MergeMethod, inputs: Mapping[ModelRef, Input]) -> Compiled:
+def compile_merge(
+    plan: MergePlan, method: MergeMethod, inputs: Mapping[ModelRef, Input], seed: int | None = None
+) -> Compiled:
     """Compile `plan` over `inputs` (every referenced model).
 
     Raises:
@@ -52,7 +55,7 @@ def compile_merge(plan: MergePlan, method: MergeMethod, inputs: Mapping[ModelRef
     problems = Problems()
     check_plan(plan, method, inputs, problems)
     problems.raise_if_any()
-    compiler = _Compiler(plan, method, inputs, problems)
+    compiler = _Compiler(plan, method, inputs, problems, seed)
     graph = compiler.graph()
     if not graph.outputs and not problems.found:
         problems.add("the plan has no output tensor", plan.method_origin, "give models that hold tensors")
@@ -71,10 +74,16 @@ class _Compiler:
     """One compilation: builds outputs one by one and keeps account of what they use."""
 
     def __init__(
-        self, plan: MergePlan, method: MergeMethod, inputs: Mapping[ModelRef, Input], problems: Problems
+        self,
+        plan: MergePlan,
+        method: MergeMethod,
+        inputs: Mapping[ModelRef, Input],
+        problems: Problems,
+        seed: int | None = None,
     ) -> None:
         self.plan, self.method, self.inputs, self.problems = plan, method, inputs, problems
         self.donor = donor_of(plan, inputs)
+        self.seed = seed
         self.slices = as_slices(plan)
         self.resolver = Resolver(plan, method)
         self.partial: list[Partial] = []
@@ -194,7 +203,10 @@ class _Compiler:
         key = (tuple(specs), roles, shared, each, out)
         if key not in self._templates:
             self._templates[key] = self._template(specs, roles, shared, each, out)
-        return _bound(self._templates[key], operands)
+        streams: tuple[tuple[float, float], ...] = ()
+        if self.method.random:
+            streams = tuple(stream_of(self.seed, group.name, o.input.name) for o in operands)
+        return _bound(self._templates[key], operands, streams)
 
     def _template(
         self,
@@ -208,6 +220,9 @@ class _Compiler:
         loads = [self._widened(load(i, spec)) for i, spec in enumerate(specs)]
         base = next((x for x, role in zip(loads, roles, strict=True) if role == "base"), None)
         models = tuple(x for x, role in zip(loads, roles, strict=True) if role == "model")
+        if self.method.random:
+            slots = [i for i, role in enumerate(roles) if role == "model"]
+            each = tuple(v.including("stream", stream(i)) for v, i in zip(each, slots, strict=True))
         result = self.method.build(base, models, shared, each) if models else base
         return simplify(cast(result, dtype=out.name))
 
@@ -248,6 +263,10 @@ def _spec(operand: Operand) -> TensorSpec:
     return operand.entry.spec
 
 
-def _bound(expression: Node, operands: list[Operand]) -> Output:
+def _bound(
+    expression: Node, operands: list[Operand], streams: tuple[tuple[float, float], ...] = ()
+) -> Output:
     sources = tuple(SourceTensor(o.input.key, o.tensor) for o in operands)
-    return Output(TensorSpec(expression.spec.shape, expression.spec.dtype), (Piece(expression, sources),))
+    return Output(
+        TensorSpec(expression.spec.shape, expression.spec.dtype), (Piece(expression, sources, streams),)
+    )

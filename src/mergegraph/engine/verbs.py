@@ -115,7 +115,8 @@ def compile_plan(
     problems = Problems()
     loaded, lock = (plan, None) if isinstance(plan, MergePlan) else read_file(plan, problems)
     method, inputs = resolve(loaded, problems)
-    compiled = compile_merge(loaded, method, inputs)
+    chosen = next((s for s in (seed, lock.seed if lock else None, loaded.seed) if s is not None), None)
+    compiled = compile_merge(loaded, method, inputs, chosen)
     if lock is not None:
         _check_lock(lock, compiled.graph)
     layout = build_layout({n: o.spec for n, o in compiled.graph.outputs.items()}, parse_bytes(shard_size))
@@ -126,7 +127,6 @@ def compile_plan(
         threads=threads or cpu_count(),
         budget=parse_bytes(memory),
     )
-    chosen = next((s for s in (seed, lock.seed if lock else None, loaded.seed) if s is not None), None)
     return Compiled(
         plan=loaded,
         method=method,

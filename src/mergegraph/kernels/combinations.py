@@ -105,9 +105,9 @@ def stock_weights(gram: Array) -> Array:
     return np.full(count, t / count)
 
 
-def energy_weights(gram: Array, *, count: int) -> Array:
+def energy_weights(squares: Array, *, count: int) -> Array:
     """Weights by mean squared magnitude, normalised; equal where there is next to none."""
-    energy = np.diag(gram) / max(count, 1)
+    energy = squares / max(count, 1)
     total = float(energy.sum())
     if total < 1e-6:
         return np.full(len(energy), 1.0 / len(energy))

@@ -66,11 +66,10 @@ def overlap_mean(*operands: Any, epsilon: float) -> Tensor:
     return torch.where(count == 1, alone, total / torch.where(count > 1, count, one))
 
 
-def disjoint_merge(sign: Tensor, *operands: Any, normalize: bool, floor: float = 0.0) -> Tensor:
+def disjoint_merge(sign: Tensor, *operands: Any, normalize: bool) -> Tensor:
     """Sum of the deltas that agree with `sign`, divided by their weights if `normalize`.
 
-    Zeros never agree. Where no delta agrees the result is zero. A weight sum of zero counts as one; with
-    `floor`, one below it counts as `floor`.
+    Zeros never agree. Where no delta agrees the result is zero. A weight sum of zero counts as one.
     """
     *deltas, w = operands
     agrees = [~(x * sign <= 0) for x in deltas]  # NaN takes part, and shows in the result
@@ -83,6 +82,17 @@ def disjoint_merge(sign: Tensor, *operands: Any, normalize: bool, floor: float =
     weight = zero
     for agree, factor in zip(agrees, w, strict=True):
         weight = weight + torch.where(agree, torch.full_like(sign, float(factor)), zero)
-    if floor:
-        return total / torch.where(weight < floor, torch.full_like(weight, floor), weight)
     return total / torch.where(weight != 0, weight, torch.ones_like(weight))
+
+
+def signed_mean(sign: Tensor, *operands: Any, floor: float) -> Tensor:
+    """Weighted mean of the deltas that agree with `sign`; a weight sum below `floor` counts as `floor`."""
+    *deltas, w = operands
+    zero = torch.zeros_like(sign)
+    total, weight = zero, zero
+    for i, (x, factor) in enumerate(zip(deltas, w, strict=True)):
+        agree = ~(x * sign <= 0)
+        part = torch.where(agree, x * float(factor), zero)
+        share = torch.where(agree, torch.full_like(sign, float(factor)), zero)
+        total, weight = (part, share) if i == 0 else (total + part, weight + share)
+    return total / torch.where(weight < floor, torch.full_like(weight, floor), weight)

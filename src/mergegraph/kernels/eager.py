@@ -25,7 +25,25 @@ def call(op: Op, operands: Sequence[Any], attrs: dict[str, Any]) -> Any:
         tensors = _widen(tensors)
     if op.locality is Locality.REDUCE:
         return reduce(op.implementation, tensors, stats, attrs)
+    if op.locality is Locality.ROWWISE or any(isinstance(x, RowValues) for x in operands):
+        return _by_rows(op, tensors, stats, attrs)
     return op.implementation(*tensors, *stats, **attrs)
+
+
+class RowValues:
+    """A few numbers for each row of a tensor, as an eager operand: ``numbers`` is ``[rows, m]``."""
+
+    def __init__(self, numbers: Any) -> None:
+        self.numbers = numbers
+
+
+def _by_rows(op: Op, tensors: Sequence[Any], stats: Sequence[Any], attrs: dict[str, Any]) -> Any:
+    """Show tensors to the kernel as ``[rows, columns]``; a result of that shape goes back to theirs."""
+    shape = tensors[0].shape
+    flat = [x.reshape(-1, shape[-1] if len(shape) else 1) for x in tensors]
+    result = op.implementation(*flat, *(getattr(x, "numbers", x) for x in stats), **attrs)
+    per_row = op.locality is Locality.ROWWISE and result.shape != flat[0].shape
+    return RowValues(result) if per_row or op.name in PER_ROW else result.reshape(shape)
 
 
 def reduce(kernel: Reduction, tensors: Sequence[Any], stats: Sequence[Array], attrs: dict[str, Any]) -> Array:
@@ -39,8 +57,17 @@ def reduce(kernel: Reduction, tensors: Sequence[Any], stats: Sequence[Array], at
     return kernel.finalise(state, len(flat), attrs)
 
 
-def _stat(x: Any) -> Array:
-    return x if isinstance(x, np.ndarray) else np.atleast_1d(np.asarray(x, dtype=np.float64))
+PER_ROW = ("row_arc", "row_stock", "row_divergence")
+
+
+def _stat(x: Any) -> Any:
+    return (
+        x
+        if isinstance(x, RowValues)
+        else x
+        if isinstance(x, np.ndarray)
+        else np.atleast_1d(np.asarray(x, dtype=np.float64))
+    )
 
 
 def _widen(tensors: Sequence[Any]) -> list[Any]:

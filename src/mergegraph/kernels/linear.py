@@ -14,10 +14,15 @@ from mergegraph.kernels.reduction import Array
 def weighted_sum(*operands: Any) -> Tensor:
     """``Σ w_i x_i``, added in operand order; the last operand is the float64 vector ``w``."""
     *tensors, w = operands
-    out: Tensor = tensors[0] * float(w[0])
-    for x, weight in zip(tensors[1:], w[1:], strict=True):
-        out = out + x * float(weight)
+    out: Tensor = tensors[0] * weight_of(w, 0)
+    for i, x in enumerate(tensors[1:], start=1):
+        out = out + x * weight_of(w, i)
     return out
+
+
+def weight_of(w: Any, i: int) -> Any:
+    """Weight i of a statistic, or of a tensor of per-row numbers ``[rows, m]`` as a float32 column."""
+    return w[:, i : i + 1].float() if isinstance(w, Tensor) else float(w[i])
 
 
 def scale(x: Tensor, factor: Array) -> Tensor:
@@ -63,3 +68,8 @@ def nearswap(base: Tensor, x: Tensor, t: Array) -> Tensor:
     capped = torch.where(quotient > 1, torch.ones_like(gap), quotient)
     s = torch.where(capped < 0, torch.zeros_like(gap), capped)
     return s * x + (1 - s) * base
+
+
+def line(x: Tensor, coefficients: Array) -> Tensor:
+    """``a + b x`` for coefficients (a, b)."""
+    return float(coefficients[0]) + float(coefficients[1]) * x

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mergegraph.kernels.linear import weight_of
 from mergegraph.kernels.reduction import Array
 
 
@@ -57,3 +58,8 @@ def row_ranks(x: Tensor) -> Tensor:
     ranks = torch.empty_like(order)
     ranks.scatter_(-1, order, torch.arange(columns, device=x.device).expand_as(order))
     return ranks.to(x.dtype) / (columns - 1)
+
+
+def importance(delta: Tensor, divergence: Tensor) -> Tensor:
+    """``|delta|`` times its row's divergence."""
+    return delta.abs() * weight_of(divergence, 0)

@@ -80,6 +80,10 @@ class Values:
     def __init__(self, values: Mapping[str, Scalar | None]) -> None:
         object.__setattr__(self, "_values", MappingProxyType(dict(values)))
 
+    def including(self, name: str, value: Any) -> Values:
+        """The same values and one more."""
+        return Values({**self._values, name: value})
+
     def __getitem__(self, name: str) -> Any:
         return self._values[name]
 
@@ -136,6 +140,7 @@ class MergeMethod:
         parameters: all that a plan may set.
         build: the formula; see `Build`. Its models come in plan order.
         example: a minimal plan that runs.
+        random: whether it draws at random; each model's values then hold its ``stream``.
     """
 
     name: str
@@ -148,6 +153,7 @@ class MergeMethod:
     parameters: tuple[Parameter, ...]
     build: Build
     example: str
+    random: bool = False
 
     def __post_init__(self) -> None:
         if self.base not in get_args(BasePolicy):

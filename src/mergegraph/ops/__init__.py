@@ -8,7 +8,16 @@ use them, in `mergegraph.methods`.
 from __future__ import annotations
 
 from mergegraph.graph.node import CONSTANT, Op
-from mergegraph.ops.consensus import cap, disjoint_merge, elect_sign, keep_where, overlap_mean, trim, variance
+from mergegraph.ops.consensus import (
+    cap,
+    disjoint_merge,
+    elect_sign,
+    keep_where,
+    overlap_mean,
+    signed_mean,
+    trim,
+    variance,
+)
 from mergegraph.ops.linear import (
     IDENTICAL,
     LOAD,
@@ -16,6 +25,7 @@ from mergegraph.ops.linear import (
     cast,
     delta,
     is_float64,
+    line,
     load,
     nearswap,
     numel,
@@ -23,7 +33,7 @@ from mergegraph.ops.linear import (
     weighted_sum,
 )
 from mergegraph.ops.random import STREAM, drop, drop_by, stream
-from mergegraph.ops.rows import row_arc, row_divergence, row_ranks, row_stock
+from mergegraph.ops.rows import importance, row_arc, row_divergence, row_ranks, row_stock
 from mergegraph.ops.statistics import (
     arc,
     energy_weights,
@@ -75,6 +85,7 @@ __all__ = [
     "energy_weights",
     "gram",
     "histogram",
+    "importance",
     "is_float64",
     "karcher_mean",
     "keep_largest",
@@ -82,6 +93,7 @@ __all__ = [
     "keep_where",
     "kth_largest_magnitude",
     "l1_norm",
+    "line",
     "load",
     "nearswap",
     "nonzero",
@@ -99,6 +111,7 @@ __all__ = [
     "row_stock",
     "scale",
     "select",
+    "signed_mean",
     "slerp",
     "sphere_mean",
     "squares",

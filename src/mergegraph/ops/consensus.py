@@ -6,16 +6,21 @@ from collections.abc import Sequence
 
 from mergegraph.errors import GraphError
 from mergegraph.graph.node import Locality, Op, Real
-from mergegraph.ops.rules import Attrs, Code, D, Specs, elementwise, split, stats, tile
+from mergegraph.ops.rules import Attrs, Code, D, Rule, Specs, elementwise, split, stats, tile
 from mergegraph.tensorspec import TensorSpec
 
 
-def _disjoint_spec(specs: Specs, _: Attrs) -> TensorSpec:
-    tiles, last = split(specs)
-    if len(tiles) < 2:
-        raise GraphError("disjoint_merge takes a sign and at least one delta")
-    stats("disjoint_merge", last, len(tiles) - 1)
-    return tile("disjoint_merge", tiles, D)
+def _signed(name: str) -> Rule:
+    """A sign and at least one delta, then a weight for each delta."""
+
+    def rule(specs: Specs, _: Attrs) -> TensorSpec:
+        tiles, last = split(specs)
+        if len(tiles) < 2:
+            raise GraphError(f"{name} takes a sign and at least one delta")
+        stats(name, last, len(tiles) - 1)
+        return tile(name, tiles, D)
+
+    return rule
 
 
 # NaN never passes a comparison, so conditions are written such that it stays: it has to be reported,
@@ -46,12 +51,20 @@ def _disjoint_code(args: Sequence[str], attrs: Attrs, real: Real, tmp: str) -> C
     if not attrs["normalize"]:
         return [], total
     weights = " + ".join(f"({w}_{i} if {agree} else {real.zero})" for i, agree in enumerate(agrees))
-    lines = [f"{tmp}n = {weights}"]
-    if attrs.get("floor"):
-        floor = f"{real.type}({attrs['floor']!r})"
-        lines.append(f"{tmp}d = {floor} if {tmp}n < {floor} else {tmp}n")
-    else:
-        lines.append(f"{tmp}d = {tmp}n if {tmp}n != {real.zero} else {real.one}")
+    lines = [f"{tmp}n = {weights}", f"{tmp}d = {tmp}n if {tmp}n != {real.zero} else {real.one}"]
+    return lines, f"({total}) / {tmp}d"
+
+
+def _signed_mean_code(args: Sequence[str], attrs: Attrs, real: Real, tmp: str) -> Code:
+    sign, *xs, w = args
+    floor = f"{real.type}({attrs['floor']!r})"
+    agrees = [f"not {x} * {sign} <= {real.zero}" for x in xs]
+    total = " + ".join(
+        f"({w}_{i} * {x} if {agree} else {real.zero})"
+        for i, (x, agree) in enumerate(zip(xs, agrees, strict=True))
+    )
+    weight = " + ".join(f"({w}_{i} if {agree} else {real.zero})" for i, agree in enumerate(agrees))
+    lines = [f"{tmp}n = {weight}", f"{tmp}d = {floor} if {tmp}n < {floor} else {tmp}n"]
     return lines, f"({total}) / {tmp}d"
 
 
@@ -92,7 +105,10 @@ keep_where = Op(
     _keep_where_code,
 )
 elect_sign = Op("elect_sign", _EW, elementwise("elect_sign", D), "consensus:elect_sign", _elect_code)
-disjoint_merge = Op("disjoint_merge", _EW, _disjoint_spec, "consensus:disjoint_merge", _disjoint_code)
+disjoint_merge = Op(
+    "disjoint_merge", _EW, _signed("disjoint_merge"), "consensus:disjoint_merge", _disjoint_code
+)
+signed_mean = Op("signed_mean", _EW, _signed("signed_mean"), "consensus:signed_mean", _signed_mean_code)
 variance = Op("variance", _EW, elementwise("variance", D), "consensus:variance", _variance_code)
 overlap_mean = Op(
     "overlap_mean",

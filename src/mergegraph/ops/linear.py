@@ -61,6 +61,10 @@ def _apply_delta_code(args: Sequence[str], _: Attrs, __: Real, ___: str) -> Code
     return [], f"{args[0]} + {args[1]} * {args[2]}_0"
 
 
+def _line_code(args: Sequence[str], _: Attrs, __: Real, ___: str) -> Code:
+    return [], f"{args[1]}_0 + {args[1]}_1 * {args[0]}"
+
+
 def _nearswap_code(args: Sequence[str], _: Attrs, real: Real, tmp: str) -> Code:
     base, x, t = args
     lines = [
@@ -87,6 +91,7 @@ weighted_sum = Op(
 scale = Op("scale", _EW, elementwise("scale", count=1, small=lambda _: (1,)), "linear:scale", _scale_code)
 delta = Op("delta", _EW, elementwise("delta", W, D, count=2), "linear:delta", _delta_code)
 apply_delta = Op("apply_delta", _EW, _apply_delta_spec, "linear:apply_delta", _apply_delta_code)
+line = Op("line", _EW, elementwise("line", count=1, small=lambda _: (2,)), "linear:line", _line_code)
 nearswap = Op(
     "nearswap",
     _EW,

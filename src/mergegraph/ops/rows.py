@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from mergegraph.graph.node import Locality, Op
-from mergegraph.ops.rules import ROW, Attrs, Specs, rowwise, split, stats, tensors, tile
+from collections.abc import Sequence
+
+from mergegraph.graph.node import Locality, Op, Real
+from mergegraph.ops.rules import ROW, Attrs, Code, Specs, rowwise, split, stats, tensors, tile
 from mergegraph.tensorspec import DType, TensorSpec
 
 _ROWWISE = Locality.ROWWISE
@@ -21,6 +23,16 @@ def _row_ranks_spec(specs: Specs, _: Attrs) -> TensorSpec:
     return tile("row_ranks", tensors("row_ranks", specs, 1), None)
 
 
+def _importance_spec(specs: Specs, _: Attrs) -> TensorSpec:
+    stats("importance", specs[1:], 1)
+    return tile("importance", tensors("importance", specs[:1], 1), None)
+
+
+def _importance_code(args: Sequence[str], _: Attrs, __: Real, ___: str) -> Code:
+    return [], f"abs({args[0]}) * {args[1]}_0"
+
+
+importance = Op("importance", Locality.ELEMENTWISE, _importance_spec, "rows:importance", _importance_code)
 row_arc = Op("row_arc", _ROWWISE, _row_arc_spec, "rows:row_arc", row="row_arc")
 row_stock = Op("row_stock", _ROWWISE, rowwise("row_stock", lambda k: k), "rows:row_stock", row="row_stock")
 row_divergence = Op(
