@@ -51,11 +51,12 @@ def against_recording(ours: Stored, recorded: Stored, expected: Expected) -> str
 
 
 def against_chance(
-    tensors: Mapping[str, Stored], expected: Mapping[str, Expected], *, roundings: float = 1.0
+    tensors: Mapping[str, Stored], expected: Mapping[str, Expected], *, roundings: float = 2.0
 ) -> dict[str, list[str]]:
     """What is wrong with the tensors of a merge that chance had a say in, one by one and together.
 
-    `roundings` is how many times a result may have been rounded to its dtype.
+    `roundings` is how many times a result may have been rounded to its dtype: once, and once more because the
+    factors are found from rounded numbers.
     """
     drawn = []
     loose = 1e-4

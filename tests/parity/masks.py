@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .oracle import F64, Answer, Mask, Sum, added, nowhere
+from .oracle import F64, Answer, Mask, Sum, added, lengthened, nowhere
 
 _SIGMAS = 5.0
 Tolerance = F64 | float
@@ -37,6 +37,13 @@ class Draw:
     def is_random(self) -> bool:
         """Whether anything is left to chance."""
         return any(bool(np.any((p > 0) & (p < 1) & (d != 0))) for p, d in self._pairs())
+
+    def made(self, masks: Sequence[Mask]) -> F64:
+        """The tensor that these masks make."""
+        kept = [d * m for d, m in zip(self.deltas, masks, strict=True)]
+        if self.rescale:
+            kept = [lengthened(d, k) for d, k in zip(self.deltas, kept, strict=True)]
+        return added(self.base, [(k, nowhere(k)) for k in kept], self.weights, self.how).values
 
     def _pairs(self) -> list[tuple[F64, F64]]:
         return list(zip(self.chances, self.deltas, strict=True))

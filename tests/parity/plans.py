@@ -6,6 +6,7 @@ mergegraph does what the formula says.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from pathlib import Path
@@ -52,6 +53,7 @@ def bare(text: str) -> str:
     return _PLACEHOLDER.sub(lambda match: match[1], text)
 
 
+@functools.cache
 def method(case: str, folder: Path = CASES) -> str:
     """The merge method of `case`."""
     plan: dict[str, str] = yaml.safe_load(bare(template(case, folder)))

@@ -80,6 +80,7 @@ def write_blueprints() -> None:
         found[name] = {"config": saved, "tensors": shapes}
     models.GOLDEN.mkdir(exist_ok=True)
     (models.GOLDEN / "blueprints.json").write_text(json.dumps(found, indent=1) + "\n")
+    models.blueprints.cache_clear()
 
 
 def check_loads(root: Path) -> None:

@@ -48,17 +48,18 @@ _STALE_DTYPE = "the config names the dtype that was written, instead of the dono
 _STALE_LAYERS = "per-layer config lists follow the layers that were taken, instead of staying the donor's"
 _EVERY_LLAMA_TENSOR = tuple(models.blueprints()["llama"]["tensors"])
 _NO_ARC = (
-    "between opposite vectors there is no arc: they are mixed in a straight line. mergekit means to do that too, "
-    "but tests the cosine after rounding, and divides noise by noise where it is not exactly -1"
+    "between opposite vectors there is no arc: they are mixed in a straight line. mergekit means to do that "
+    "too, but tests the cosine after rounding, and divides noise by noise where it is not exactly -1"
 )
 _WIDENED = "the result has the dtype of the inputs; mergekit writes float32, and a config that says bfloat16"
 _PER_EXPERT = (
-    "angles, thresholds, variances and ratios are those of one matrix of one expert, in either layout; mergekit "
-    "takes all experts of a layer, their gate and up projections together, for one tensor"
+    "angles, thresholds, variances and ratios are those of one matrix of one expert, in either layout; "
+    "mergekit takes all experts of a layer, their gate and up projections together, for one tensor"
 )
 # Cases with such a measure; row by row and element by element the two agree.
 _MEASURED_PER_EXPERT = (
     *("arcee_fusion_mixtral", "breadcrumbs_mixtral", "breadcrumbs_ties_mixtral", "karcher_mixtral"),
+    *("arcee_fusion_stacked", "karcher_stacked", "model_stock_stacked", "nuslerp_stacked", "sce_stacked"),
     *(
         "model_stock_mixtral",
         "multislerp_stacked",
@@ -76,18 +77,18 @@ DEVIATIONS: Mapping[str, Deviation] = {
     "nuslerp_opposite": Deviation(_NO_ARC, tensors=_EVERY_LLAMA_TENSOR),
     "nuslerp_opposite_rows": Deviation(_NO_ARC, tensors=_EVERY_LLAMA_TENSOR),
     "karcher_opposite": Deviation(
-        "from a model that is opposite to the mean no direction leads back: it is left out of the step. mergekit "
-        "leaves it out where its rounded cosine is exactly -1, and takes a step of noise elsewhere",
+        "from a model that is opposite to the mean no direction leads back: it is left out of the step. "
+        "mergekit leaves it out where its rounded cosine is exactly -1, and takes a step of noise elsewhere",
         tensors=_EVERY_LLAMA_TENSOR,
     ),
     "karcher_nearly_cancelling": Deviation(
-        "steps from models almost opposite to the mean magnify the rounding of their cosine; with dot products "
-        "in 64 bits the result is that of the formula, to the last digits that float32 has",
+        "steps from models almost opposite to the mean magnify the rounding of their cosine; with dot "
+        "products in 64 bits the result is that of the formula, to the last digits that float32 has",
         tensors=_EVERY_LLAMA_TENSOR,
     ),
     "multislerp_three_still_tensors": Deviation(
-        "vectors without a mean direction are summed with their weights, as mergekit does for two; for three it "
-        "fails, even if all are zero, so that models which leave a tensor alone cannot be merged",
+        "vectors without a mean direction are summed with their weights, as mergekit does for two; for three "
+        "it fails, even if all are zero, so that models which leave a tensor alone cannot be merged",
     ),
     "multislerp_three_copies": Deviation("likewise: the result is the base"),
     "linear_slices_more_sources": Deviation(

@@ -30,21 +30,8 @@ class Made:
         tensors = []
         for i, (draw, masks) in enumerate(zip(self.draws, self.masks, strict=True)):
             made, kept = (draw, masks) if change is None else change(draw, masks)
-            tensors.append((str(i), draw, result(made, kept), 1e-9))
+            tensors.append((str(i), draw, made.made(kept), 1e-9))
         return judged(tensors)
-
-
-def result(draw: Draw, masks: list[Mask]) -> F64:
-    """What the draw makes of masks, written out."""
-    kept = [d * m for d, m in zip(draw.deltas, masks, strict=True)]
-    if draw.rescale:
-        kept = [
-            k * (np.abs(d).sum() / np.abs(k).sum()) if k.any() else k
-            for k, d in zip(kept, draw.deltas, strict=True)
-        ]
-    shares, _ = draw.how.shares(kept, draw.weights)
-    total: F64 = draw.base + np.sum([s * k for s, k in zip(shares, kept, strict=True)], axis=0)
-    return total
 
 
 def made(how: Sum, weights: tuple[float, ...], chance: Callable[[F64], F64], *, rescale: bool = True) -> Made:

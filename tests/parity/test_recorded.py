@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +20,10 @@ import pytest
 import mergegraph
 from mergegraph.methods import all_methods
 
-from . import experts, models, plans, reading
-from .compare import against_chance, against_recording, against_reference
+from . import models, plans
+from .judge import judged, per_expert
 from .models import Stored
-from .recordings import DEVIATIONS, deviation, recorded, recording
+from .recordings import DEVIATIONS, deviation, recording
 
 WHOLE = [pytest.param((plans.CASES, case), id=case) for case in plans.names()]
 FORMULA_ONLY = [pytest.param((plans.BEYOND, case), id=f"beyond-{case}") for case in plans.names(plans.BEYOND)]
@@ -57,37 +56,11 @@ def merged(request: pytest.FixtureRequest, inputs: Path, tmp_path_factory: pytes
     out = folder / "out"
     mergegraph.run(plan, out)
     config = json.loads((out / "config.json").read_text())
-    return Merged(case, text, _per_expert(models.read_checkpoint(out)), config)
-
-
-def _per_expert(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
-    """`tensors` in the layout of one tensor per expert."""
-    dtypes: dict[str, str] = {}
-    for name, tensor in tensors.items():
-        dtypes |= dict.fromkeys(experts.per_expert({name: tensor.values}), tensor.dtype)
-    values = experts.per_expert({name: tensor.values for name, tensor in tensors.items()})
-    return {name: Stored(dtypes[name], held) for name, held in values.items()}
+    return Merged(case, text, per_expert(models.read_checkpoint(out)), config)
 
 
 def test_a_plan_gives_the_recorded_tensors(merged: Merged) -> None:
-    stored = _per_expert(recorded(merged.case))
-    meant = deviation(merged.case)
-    expected = reading.read(plans.bare(merged.text))
-    assert sorted(merged.tensors) == sorted([*stored, *meant.extra] if stored else expected)
-    wrong: dict[str, str] = {}
-    for name, ours in merged.tensors.items():
-        wanted = expected[name]
-        assert ours.values.shape == wanted.shape, name
-        assert ours.dtype == wanted.dtype, name
-        problem = against_reference(ours, wanted) if wanted.wide or name not in stored else None
-        measured = not (meant.per_expert and experts.EXPERT.search(name))
-        if name in stored and name not in meant.tensors and measured:
-            assert stored[name].dtype == (meant.recorded_dtype or ours.dtype), name
-            problem = problem or against_recording(ours, stored[name], wanted)
-        if problem:
-            wrong[name] = problem
-    assert not wrong
-    assert not against_chance(merged.tensors, expected)
+    assert not judged(merged.case, merged.text, merged.tensors)
 
 
 def test_a_plan_gives_the_recorded_config(merged: Merged) -> None:
