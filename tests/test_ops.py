@@ -12,6 +12,7 @@ import torch
 from mergegraph import ops
 from mergegraph.errors import GraphError, TensorValueError
 from mergegraph.graph.node import Locality, Node, Op, constant, node, walk
+from mergegraph.kernels.eager import RowValues
 from mergegraph.tensorspec import DType, Space, TensorSpec
 from tests.runtime.harness import dtype_of, eager, loads, normal, schedule_run
 
@@ -48,6 +49,39 @@ EXAMPLES: dict[str, Expression] = {
     ),
     "gram": lambda a, b: ops.gram(a, b),
     "slerp": lambda a, b: ops.slerp(ops.gram(a, b), 0.5),
+    "line": lambda a, b: ops.line(a, (0.5, -2.0)),
+    "nearswap": lambda a, b: ops.nearswap(a, b, 0.5),
+    "cap": lambda a, b: ops.cap(_delta(a, b), 0.5),
+    "keep_where": lambda a, b: ops.keep_where(_delta(a, b), _delta(b, a), 0.5),
+    "signed_mean": lambda a, b: ops.signed_mean(
+        ops.elect_sign(_delta(a, b)), _delta(a, b), _delta(b, a), (1.0, 2.0), floor=1e-6
+    ),
+    "variance": lambda a, b: ops.variance(_delta(a, b), _delta(b, a)),
+    "overlap_mean": lambda a, b: ops.overlap_mean(_delta(a, b), _delta(b, a), (1.0, 2.0), epsilon=0.1),
+    "drop": lambda a, b: ops.drop(_delta(a, b), 0.5, (3.0, 4.0)),
+    "drop_by": lambda a, b: ops.drop_by(_delta(a, b), _delta(b, a), (3.0, 4.0)),
+    "importance": lambda a, b: ops.importance(_delta(a, b), ops.row_divergence(a, b)),
+    "row_arc": lambda a, b: ops.row_arc(a, b, 0.3),
+    "row_stock": lambda a, b: ops.row_stock(_delta(a, b), _delta(b, a), _delta(a, b)),
+    "row_divergence": lambda a, b: ops.row_divergence(a, b),
+    "row_ranks": lambda a, b: ops.row_ranks(_delta(a, b)),
+    "column_products": lambda a, b: ops.column_products(a, b),
+    "column_arc": lambda a, b: ops.column_arc(ops.column_products(a, b), 0.5),
+    "column_sum": lambda a, b: ops.column_sum(a, b, ops.column_arc(ops.column_products(a, b), 0.5)),
+    "arc": lambda a, b: ops.arc(ops.gram(a, b), 0.5),
+    "sphere_mean": lambda a, b: ops.sphere_mean(ops.gram(a, b, a), (0.2, 0.3, 0.5), eps=1e-8),
+    "karcher_mean": lambda a, b: ops.karcher_mean(ops.gram(a, b, a), max_iter=5, tol=1e-5),
+    "stock": lambda a, b: ops.stock(ops.gram(a, b, a)),
+    "squares": lambda a, b: ops.squares(a, b, a),
+    "energy_weights": lambda a, b: ops.energy_weights(ops.squares(a, b), count=6),
+    "nonzero": lambda a, b: ops.nonzero(_delta(a, b)),
+    "overlap": lambda a, b: ops.overlap(_delta(a, b), _delta(b, a), epsilon=0.1),
+    "rescue_factors": lambda a, b: ops.rescue_factors(
+        ops.overlap(_delta(a, b), _delta(b, a), epsilon=0.1), r=0.1, alpha=0.2, epsilon=0.1
+    ),
+    "rank_of_share": lambda a, b: ops.rank_of_share(ops.nonzero(_delta(a, b)), share=0.5),
+    "unless_empty": lambda a, b: ops.unless_empty(ops.l1_norm(a), (0.0, 1.0)),
+    "quartile_fence": lambda a, b: ops.quartile_fence(ops.l1_norm(a), ops.l1_norm(b), 3.0),
     "l1_norm": lambda a, b: ops.l1_norm(a),
     "restoring_factor": lambda a, b: ops.restoring_factor(ops.l1_norm(a), ops.l1_norm(b)),
     "histogram": lambda a, b: _digits(_delta(a, b)),
@@ -57,7 +91,7 @@ EXAMPLES: dict[str, Expression] = {
 
 
 def test_every_op_has_an_example() -> None:
-    assert {*EXAMPLES} == {*ops.all_ops()} - {"load"}
+    assert {*EXAMPLES} == {*ops.all_ops()} - {"load", "stream"}
 
 
 @pytest.mark.parametrize("dtypes", DTYPES)
@@ -69,7 +103,10 @@ def test_the_spec_rule_says_what_the_kernel_returns(name: str, shape: tuple[int,
         return  # nothing can be selected from nothing
     spec = EXAMPLES[name](*loads([a, b])).spec
     value = EXAMPLES[name](a, b)
-    if spec.space is Space.STAT:
+    if spec.space is Space.ROW:
+        assert isinstance(value, RowValues)
+        assert (tuple(value.numbers.shape), dtype_of(value.numbers)) == (spec.shape, spec.dtype)
+    elif spec.space is Space.STAT:
         assert isinstance(value, np.ndarray)
         assert (value.shape, value.dtype) == (
             spec.shape,
@@ -78,6 +115,13 @@ def test_the_spec_rule_says_what_the_kernel_returns(name: str, shape: tuple[int,
     else:
         assert isinstance(value, torch.Tensor)
         assert (tuple(value.shape), dtype_of(value)) == (spec.shape, spec.dtype)
+
+
+def test_a_stream_is_two_numbers_that_only_a_plan_knows() -> None:
+    assert ops.stream(3).spec == TensorSpec((2,), DType.F64, Space.STAT)
+    assert ops.stream(3).attributes == {"slot": 3}
+    with pytest.raises(GraphError, match="no random stream outside of a plan"):
+        ops.STREAM(slot=3)
 
 
 def test_arithmetic_gives_float32_or_float64_and_keeps_the_space() -> None:
@@ -107,6 +151,8 @@ A, B, OTHER, INTEGER, ONE, WIDE = loads(
 D = ops.delta(A, B)
 STAT = constant((1.0, 2.0))
 COUNTS = _digits(D)
+ROWS = ops.row_stock(D, D, D)
+COLUMNS = ops.column_products(A, B)
 
 WRONG: dict[str, Expression] = {
     # spaces
@@ -177,6 +223,76 @@ WRONG: dict[str, Expression] = {
     "identity of statistics": lambda: node(ops.IDENTICAL, STAT, STAT),
     "a threshold of a tensor": lambda: ops.threshold(loads([normal(2)])[0], width=31),
     "selecting in a tensor": lambda: ops.select(A, (0.0, 1.0), bits=4),
+    # rows, and numbers for each of them
+    "arcs between three rows": lambda: ops.row_arc(A, B, A, 0.5),
+    "arcs without a position": lambda: ops.row_arc(A, B),
+    "arcs between spaces": lambda: ops.row_arc(A, D, 0.5),
+    "arcs over shapes": lambda: ops.row_arc(A, OTHER, 0.5),
+    "arcs of integers": lambda: ops.row_arc(INTEGER, INTEGER, 0.5),
+    "a divergence from nothing": lambda: ops.row_divergence(A),
+    "a divergence over shapes": lambda: ops.row_divergence(A, OTHER),
+    "a divergence with a statistic": lambda: ops.row_divergence(A, B, 1.0),
+    "ratios of nothing": lambda: node(ops.row_stock),
+    "ratios over spaces": lambda: ops.row_stock(D, A),
+    "ranks of two tensors": lambda: ops.row_ranks(D, D),
+    "ranks of a statistic": lambda: node(ops.row_ranks, STAT),
+    "ranks of integers": lambda: ops.row_ranks(INTEGER),
+    "ranks of numbers per row": lambda: ops.row_ranks(ROWS),
+    "importance without a divergence": lambda: ops.importance(D),
+    "importance with two numbers per row": lambda: ops.importance(D, ROWS),
+    "numbers per row as a tensor": lambda: ops.scale(ROWS, 2.0),
+    "numbers per row to fold": lambda: ops.gram(ROWS, ROWS),
+    "too many numbers per row": lambda: ops.weighted_sum(A, ROWS),
+    # and for each column
+    "products of three columns": lambda: node(COLUMNS.op, A, B, A, **COLUMNS.attributes),
+    "products over shapes": lambda: ops.column_products(A, OTHER),
+    "products over spaces": lambda: ops.column_products(A, D),
+    "products of other columns": lambda: node(COLUMNS.op, OTHER, OTHER, **COLUMNS.attributes),
+    "arcs of columns without a position": lambda: ops.column_arc(COLUMNS),
+    "arcs of a Gram matrix": lambda: ops.column_arc(ops.gram(A, B), 0.5),
+    "sums of columns without coefficients": lambda: ops.column_sum(A, B),
+    "sums with coefficients of other columns": lambda: ops.column_sum(
+        OTHER, OTHER, ops.column_arc(COLUMNS, 0.5)
+    ),
+    "sums of three columns": lambda: ops.column_sum(A, B, A, ops.column_arc(COLUMNS, 0.5)),
+    # other statistics
+    "a Gram matrix that is none": lambda: node(ops.stock, STAT),
+    "a mean without a Gram matrix": lambda: node(ops.karcher_mean, max_iter=1, tol=0.1),
+    "too few weights for a mean": lambda: ops.sphere_mean(ops.gram(A, B), (1.0,), eps=0.1),
+    "a mean without weights": lambda: ops.sphere_mean(ops.gram(A, B), eps=0.1),
+    "half an arc": lambda: ops.arc(ops.gram(A, B, A), 0.5),
+    "energies of two kinds": lambda: ops.energy_weights(ops.squares(A), ops.squares(B), count=6),
+    "energies of a Gram matrix": lambda: ops.energy_weights(ops.gram(A, B), count=6),
+    "factors from a Gram matrix and weights": lambda: ops.rescue_factors(
+        ops.gram(A, B), 1.0, r=1.0, alpha=1.0, epsilon=0.1
+    ),
+    "factors from one norm": lambda: ops.rescue_factors(ops.l1_norm(A), r=1.0, alpha=1.0, epsilon=0.1),
+    "nonzero elements of two": lambda: ops.nonzero(A, B),
+    "an overlap over shapes": lambda: ops.overlap(A, OTHER, epsilon=0.1),
+    "squares over spaces": lambda: ops.squares(A, D),
+    "a share of two counts": lambda: ops.rank_of_share(STAT, share=0.5),
+    "a threshold without its rank": lambda: ops.unless_empty(ops.l1_norm(A)),
+    "a fence from two quartiles": lambda: ops.quartile_fence(ops.l1_norm(A), ops.l1_norm(B)),
+    # elementwise ops with statistics
+    "half a line": lambda: ops.line(A, 1.0),
+    "lines of two": lambda: ops.line(A, B, (1.0, 2.0)),
+    "swapping deltas": lambda: ops.nearswap(D, D, 0.5),
+    "swapping over shapes": lambda: ops.nearswap(A, OTHER, 0.5),
+    "swapping without a distance": lambda: ops.nearswap(A, B),
+    "capping a weight": lambda: ops.cap(A, 1.0),
+    "keeping weights": lambda: ops.keep_where(A, A, 1.0),
+    "keeping without a score": lambda: ops.keep_where(D, 1.0),
+    "keeping by a score of another shape": lambda: ops.keep_where(D, ops.delta(OTHER, OTHER), 1.0),
+    "variance of weights": lambda: ops.variance(A, B),
+    "a mean of nothing": lambda: ops.signed_mean(D, constant(()), floor=0.1),
+    "a mean with too few weights": lambda: ops.signed_mean(D, D, D, (1.0,), floor=0.1),
+    "overlap without factors": lambda: ops.overlap_mean(D, D, epsilon=0.1),
+    "overlap of weights": lambda: ops.overlap_mean(A, (1.0,), epsilon=0.1),
+    "dropping weights": lambda: ops.drop(A, 0.5, (1.0, 2.0)),
+    "dropping without a stream": lambda: ops.drop(D, 0.5),
+    "dropping by half a stream": lambda: ops.drop(D, 0.5, 1.0),
+    "dropping by chances of another shape": lambda: ops.drop_by(D, ops.delta(OTHER, OTHER), (1.0, 2.0)),
+    "dropping by one chance": lambda: ops.drop_by(D, 0.5, (1.0, 2.0)),
     # an order that no kernel could read
     "weights before tensors": lambda: ops.weighted_sum((1.0, 2.0), A, B),
     "a factor before its tensor": lambda: ops.scale(2.0, A),

@@ -127,3 +127,85 @@ def test_strided_tensors_are_folded_in_logical_order() -> None:
 )
 def test_a_norm_is_restored_unless_there_is_none(before: float, after: float, factor: float) -> None:
     assert restoring_factor(np.array([before]), np.array([after])).tolist() == pytest.approx([factor])
+
+
+# ---- squares, and counts ---------------------------------------------------------------------------
+
+
+def counted(tensors: list[Tensor], epsilon: float) -> tuple[Node, dict[str, Node]]:
+    """An expression that needs every other fold, in one phase, and their nodes."""
+    a, b, c = loads(tensors)
+    deltas = [ops.delta(a, c), ops.delta(b, c)]
+    found = {
+        "squares": ops.squares(*deltas),
+        "nonzero": ops.nonzero(deltas[0]),
+        "overlap": ops.overlap(*deltas, epsilon=epsilon),
+    }
+    weights = ops.energy_weights(found["squares"], count=a.spec.numel)
+    factors = ops.rescue_factors(found["overlap"], r=0.1, alpha=0.2, epsilon=epsilon)
+    merged = ops.overlap_mean(*deltas, factors, epsilon=epsilon)
+    limit = ops.unless_empty(0.5, ops.rank_of_share(found["nonzero"], share=0.5))
+    return ops.apply_delta(
+        ops.apply_delta(c, ops.weighted_sum(*deltas, weights), 1.0), ops.trim(merged, limit), 1.0
+    ), found
+
+
+@pytest.mark.parametrize("mode", ["generated", "interpreted"])
+@pytest.mark.parametrize("dtype", WIDTHS, ids=lambda d: d.name)
+@pytest.mark.parametrize("count", [1, 63, 4097, CHUNK + 1, 5 * CHUNK + 77])
+def test_squares_and_counts_are_right_however_the_tensor_is_cut(count: int, dtype: DType, mode: Any) -> None:
+    tensors = [normal(count, dtype=dtype, seed=i) for i in range(3)]
+    tensors[0][::3] = tensors[2][::3]  # no change there
+    expression, nodes = counted(tensors, 0.5)
+    deltas = [(x - tensors[2]).double().numpy() for x in tensors[:2]]
+    active = [abs(d) > 0.5 for d in deltas]
+    both = active[0] & active[1]
+    expected = {
+        "squares": [float((d.astype(np.longdouble) ** 2).sum()) for d in deltas],
+        "nonzero": [np.count_nonzero(deltas[0])],
+        "overlap": [[np.count_nonzero(a & ~both), np.count_nonzero(both)] for a in active],
+    }
+    for tile, backwards in ((CHUNK, True), (32 * CHUNK, False)):
+        values = schedule_run(expression, tensors, mode=mode, tile=tile, backwards=backwards).values
+        for name, n in nodes.items():
+            assert values[n.key].tobytes() == eager(n, tensors).tobytes(), name
+            assert values[n.key] == pytest.approx(np.asarray(expected[name]), rel=1e-12), name
+
+
+def test_active_means_larger_than_epsilon_and_nan_is_active() -> None:
+    a = torch.tensor([0.5, -0.6, 0.0, math.nan, math.inf])
+    b = torch.tensor([0.6, 0.6, 0.6, 0.0, math.nan])
+    assert ops.overlap(a, b, epsilon=0.5).tolist() == [[1.0, 2.0], [2.0, 2.0]]
+    assert ops.nonzero(a).tolist() == [4.0]
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 4), ()])
+def test_empty_and_scalar_tensors_can_be_counted(shape: tuple[int, ...]) -> None:
+    x = torch.full(shape, -2.0)
+    n = float(x.numel())
+    assert ops.squares(x, x).tolist() == [4 * n] * 2
+    assert ops.nonzero(x).tolist() == [n]
+    assert ops.overlap(x, x, epsilon=0.1).tolist() == [[0.0, n]] * 2
+
+
+def test_a_share_of_a_count_is_a_rank_and_none_is_a_threshold_that_keeps_nothing() -> None:
+    assert ops.rank_of_share(np.array([10.0]), share=0.39).tolist() == [0.0, 3.0]
+    assert ops.unless_empty(np.array([0.25]), np.array([0.0, 3.0])).tolist() == [0.25]
+    assert ops.unless_empty(np.array([0.25]), np.array([0.0, 0.0])).tolist() == [math.inf]
+
+
+@pytest.mark.parametrize(
+    ("counts", "factors"),
+    [
+        ([[2, 1], [0, 1]], [1.25, 1.4]),
+        ([[0, 0], [4, 0]], [1.0, 1.0]),
+        ([[4, 2], [1, 100]], [1.25, 1.4]),
+    ],
+)
+def test_factors_grow_with_the_ratio_up_to_a_cap(counts: list[list[int]], factors: list[float]) -> None:
+    found = ops.rescue_factors(np.array(counts, dtype=np.float64), r=0.5, alpha=0.8, epsilon=1e-5)
+    assert found.tolist() == pytest.approx(factors)
+
+
+def test_a_fence_lies_one_and_a_half_ranges_above_the_median() -> None:
+    assert ops.quartile_fence(1.0, 2.0, 4.0).tolist() == [6.5]

@@ -11,10 +11,16 @@ from mergegraph.graph.node import Node
 from mergegraph.graph.simplify import simplify
 from mergegraph.methods.base import MergeMethod, Parameter, Values
 from mergegraph.tensorspec import DType
-from tests.runtime.harness import loads
+from tests.runtime.harness import loads, stream
 
 USUAL: dict[str, tuple[Any, ...]] = {"weight": (0.6, 0.3, 0.5), "density": (0.3, 0.4, 0.6), "t": (0.4,)}
 """Values for well-known parameters, in turn for each model; anything else takes its default."""
+
+OTHER = {"epsilon": 0.1, "eps": 1e-6}
+"""Another value for parameters that do not take just any; 0.7 is tried for all other numbers."""
+
+WITHOUT_A_BASE = {"base_model": None}
+"""Settings of a merge in which the plan names no base model; the first operand is not used then."""
 
 Settings = dict[str, Any]
 
@@ -39,9 +45,17 @@ def variants(method: MergeMethod) -> dict[str, Settings]:
         elif p.name == "density":
             found |= {f"density {value}": {p.name: value} for value in (0.0, 1.0)}
         elif p.kind is float and not p.required:
-            value = min(0.7, p.maximum) if p.maximum is not None else 0.7
+            value = OTHER.get(p.name, min(0.7, p.maximum) if p.maximum is not None else 0.7)
             found[f"{p.name} {value}"] = {p.name: value}
+    if method.base == "optional":
+        found |= {f"{title}, without a base": {**own, **WITHOUT_A_BASE} for title, own in found.items()}
     return found
+
+
+def adds_up(method: MergeMethod, settings: Settings) -> bool:
+    """Whether equal models are meant to give that model: not with a factor, or weights of another sum."""
+    without = method.base == "ignored" or "base_model" in settings
+    return "scale" not in settings and not (without and any("normalize" in name for name in settings))
 
 
 def model_count(method: MergeMethod, wanted: int = 2) -> int:
@@ -64,11 +78,27 @@ def values(method: MergeMethod, models: int, settings: Settings) -> tuple[Values
     return shared, each
 
 
-def build(method: MergeMethod, operands: list[Any], settings: Settings) -> Any:
-    """Call the method on tensors or nodes; the first is the base where the method knows one."""
-    base, models = (None, operands) if method.base == "ignored" else (operands[0], operands[1:])
+def resolved(
+    method: MergeMethod, operands: list[Any], settings: Settings
+) -> tuple[Any, tuple[Any, ...], Values, tuple[Values, ...]]:
+    """What `build` is called with for these tensors or nodes; the first is the base where there is one.
+
+    Where the method draws at random, each model gets the stream of its place among the operands.
+    """
+    first = 0 if method.base == "ignored" else 1
+    base, models = (operands[0] if first and "base_model" not in settings else None), operands[first:]
     shared, each = values(method, len(models), settings)
-    return method.build(base, tuple(models), shared, each)
+    if method.random:
+        streams = [
+            ops.stream(i) if isinstance(x, Node) else stream(i) for i, x in enumerate(operands) if i >= first
+        ]
+        each = tuple(v.including("stream", s) for v, s in zip(each, streams, strict=True))
+    return base, tuple(models), shared, each
+
+
+def build(method: MergeMethod, operands: list[Any], settings: Settings) -> Any:
+    """Call the method on tensors or nodes."""
+    return method.build(*resolved(method, operands, settings))
 
 
 def eager_merge(method: MergeMethod, tensors: list[Tensor], settings: Settings, out: DType) -> Tensor:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 from torch import Tensor
@@ -15,10 +13,8 @@ from torch import Tensor
 from mergegraph.methods import all_methods, get_method
 from mergegraph.methods.base import Values
 from mergegraph.tensorspec import DType
-from tests.runtime.harness import normal
-
-Vector = npt.NDArray[np.float64]
-Parameters = dict[str, Any]
+from tests.methods.formulas import FORMULAS, Parameters
+from tests.runtime.harness import normal, stream
 
 
 def merge(
@@ -28,82 +24,74 @@ def merge(
     method = get_method(name)
     common = Values({p.name: shared.get(p.name, p.default) for p in method.shared})
     own = tuple(Values({p.name: x.get(p.name, p.default) for p in method.each}) for x in each)
+    if method.random:
+        own = tuple(v.including("stream", x["stream"]) for v, x in zip(own, each, strict=True))
     merged: Tensor = method.build(base, tuple(models), common, own)
     return merged
 
 
-# ---- the formulas, independently ------------------------------------------------------------------
-
-
-def linear(_: Vector | None, models: list[Vector], shared: Parameters, each: list[Parameters]) -> Vector:
-    w = np.array([p["weight"] for p in each])
-    if shared.get("normalize", True):
-        w = w / w.sum()
-    return np.tensordot(w, np.stack(models), axes=1)
-
-
-def passthrough(_: Vector | None, models: list[Vector], __: Parameters, each: list[Parameters]) -> Vector:
-    factor = each[0].get("scale")
-    return models[0] if factor is None else factor * models[0]
-
-
-def slerp(base: Vector | None, models: list[Vector], shared: Parameters, _: list[Parameters]) -> Vector:
-    assert base is not None
-    a, b, t = base, models[0], shared["t"]
-    norms = [n if n > 1e-8 else 1.0 for n in (np.linalg.norm(a), np.linalg.norm(b))]
-    cosine = np.clip(np.dot((a / norms[0]).ravel(), (b / norms[1]).ravel()), -1, 1)
-    if abs(cosine) > 0.9995:
-        return np.asarray((1 - t) * a + t * b)
-    theta = np.arccos(cosine)
-    return np.asarray((np.sin((1 - t) * theta) * a + np.sin(t * theta) * b) / np.sin(theta))
-
-
-def task_arithmetic(
-    base: Vector | None, models: list[Vector], shared: Parameters, each: list[Parameters]
-) -> Vector:
-    assert base is not None
-    w = np.array([p["weight"] for p in each])
-    total = np.tensordot(w, np.stack([x - base for x in models]), axes=1)
-    if shared.get("normalize", False) and abs(w.sum()) >= 1e-8:
-        total = total / w.sum()
-    return np.asarray(base + shared.get("lambda", 1.0) * total)
-
-
-def ties(base: Vector | None, models: list[Vector], shared: Parameters, each: list[Parameters]) -> Vector:
-    assert base is not None
-    changes = []
-    for x, p in zip(models, each, strict=True):
-        d, density = x - base, p.get("density", 1.0)
-        kept = d
-        if density <= 0:
-            kept = np.zeros_like(d)
-        elif density < 1:
-            count = max(1, int(density * d.size))
-            kept = np.where(abs(d) >= np.sort(abs(d).ravel())[-count], d, 0.0)
-        norms = abs(d).sum(), abs(kept).sum()
-        if shared.get("rescale", False) and density < 1 and min(norms) >= 1e-7:
-            kept = kept * (norms[0] / norms[1])
-        changes.append(p["weight"] * kept)
-    stacked = np.stack(changes)
-    majority = np.where(stacked.sum(axis=0) >= 0, 1.0, -1.0)
-    agree = np.sign(stacked) == majority
-    total = np.where(agree, stacked, 0.0).sum(axis=0)
-    if shared.get("normalize", True):
-        weights = np.array([p["weight"] for p in each]).reshape(-1, *[1] * base.ndim)
-        divisor = np.where(agree, weights, 0.0).sum(axis=0)
-        total = total / np.where(divisor == 0, 1.0, divisor)
-    return np.asarray(base + shared.get("lambda", 1.0) * total)
-
-
-FORMULAS: dict[str, Callable[..., Vector]] = {
-    "linear": linear,
-    "passthrough": passthrough,
-    "slerp": slerp,
-    "task_arithmetic": task_arithmetic,
-    "ties": ties,
-}
+_PAIR: list[Parameters] = [{"weight": 0.6, "density": 0.45}, {"weight": 0.7, "density": 0.5}]
+_TRIO: list[Parameters] = [{"weight": 0.6}, {"weight": 0.7}, {"weight": -0.2}]
+_SPARSE: list[tuple[Parameters, list[Parameters]]] = [
+    ({}, _TRIO),
+    ({}, _PAIR),
+    ({"normalize": True, "lambda": 0.4}, _PAIR),
+    ({"rescale": True}, [{"weight": 0.6, "density": 0.0}, {"weight": 0.7, "density": 1.0}]),
+    ({"rescale": False, "normalize": False}, [{**p, "gamma": 0.2} for p in _PAIR]),
+    ({"rescale": True}, [{**p, "gamma": 0.0} for p in _PAIR]),
+    ({"rescale": True, "normalize": True}, [{"weight": 0.5, "density": 0.4}, {"weight": -0.5}]),
+]
+"""For methods that sparsify; each takes the parameters that it declares."""
 
 CASES: dict[str, list[tuple[Parameters, list[Parameters]]]] = {
+    "arcee_fusion": [({}, [{}])],
+    "della": [
+        ({}, _TRIO),
+        ({}, _PAIR),
+        ({"normalize": False, "lambda": 0.4}, [{**p, "epsilon": 0.3} for p in _PAIR]),
+        ({"rescale": False}, [{**p, "epsilon": 0.0} for p in _PAIR]),
+        ({}, [{"weight": 0.6, "density": 0.0}, {"weight": 0.7, "density": 1.0}]),
+    ],
+    "della_linear": [
+        ({}, _PAIR),
+        ({"normalize": True, "rescale": False}, [{**p, "epsilon": 0.4} for p in _PAIR]),
+    ],
+    "karcher": [
+        ({}, [{}]),
+        ({}, [{}] * 2),
+        ({}, [{}] * 3),
+        ({"max_iter": 1}, [{}] * 4),
+        ({"max_iter": 100, "tol": 1e-9}, [{}] * 5),
+        ({"max_iter": 0}, [{}] * 3),
+    ],
+    "model_stock": [({}, [{}] * 2), ({}, [{}] * 4), ({"filter_wise": True}, [{}] * 3)],
+    "multislerp": [
+        ({}, [{"weight": 0.4}]),
+        ({}, [{"weight": 0.4}, {"weight": 1.3}]),
+        ({}, _TRIO),
+        ({"normalize_weights": False}, _TRIO),
+        ({"eps": 0.1}, _TRIO),
+    ],
+    "nearswap": [({"t": t}, [{}]) for t in (0.0, 1e-4, 0.5, 100.0, -0.5)],
+    "nuslerp": [
+        ({"nuslerp_flatten": flatten}, [{"weight": first}, {"weight": second}])
+        for flatten in (True, False)
+        for first, second in ((0.6, 0.3), (1.0, 0.0), (0.5, -0.5), (2.0, -1.0))
+    ],
+    "ram": [({}, [{}]), ({}, [{}] * 3), ({"epsilon": 0.5}, [{}] * 3)],
+    "ramplus_tl": [
+        ({"epsilon": 0.5}, [{}] * 3),
+        ({"epsilon": 0.9, "r": 0.7, "alpha": 5.0}, [{}] * 3),
+        ({"epsilon": 1.5, "r": -0.5, "alpha": 0.1}, [{}] * 2),
+        ({"epsilon": 0.5}, [{}]),
+    ],
+    "sce": [
+        ({}, [{}] * 3),
+        ({"select_topk": 0.3}, [{}] * 3),
+        ({"select_topk": 0.0}, [{}] * 2),
+        ({"select_topk": 1e-9}, [{}] * 2),
+        ({"select_topk": 0.5}, [{}]),
+    ],
     "linear": [
         ({}, [{"weight": 0.6}, {"weight": 0.7}, {"weight": -0.2}]),
         ({"normalize": False}, [{"weight": 0.6}, {"weight": 0.7}, {"weight": -0.2}]),
@@ -136,6 +124,7 @@ CASES: dict[str, list[tuple[Parameters, list[Parameters]]]] = {
         ({}, [{"weight": 1.0, "density": 0.9}, {"weight": -1.0, "density": 0.9}]),
     ],
 }
+CASES |= dict.fromkeys(("dare_linear", "dare_ties", "breadcrumbs", "breadcrumbs_ties"), _SPARSE)
 _FLAT = [
     pytest.param(name, shared, each, id=f"{name} {i}")
     for name, cases in CASES.items()
@@ -154,13 +143,18 @@ def test_a_method_computes_its_formula(
 ) -> None:
     base = normal(23, 41, dtype=dtype, seed=50)
     models = [base + normal(23, 41, dtype=dtype, seed=i) for i in range(len(each))]
-    known = None if get_method(name).base == "ignored" else base
-    expected = FORMULAS[name](
-        None if known is None else base.double().numpy(), [x.double().numpy() for x in models], shared, each
-    )
-    found = merge(name, known, models, shared, each)
-    assert found.dtype is base.dtype
-    np.testing.assert_allclose(found.double().numpy(), expected, rtol=tolerance, atol=4 * tolerance)
+    policy = get_method(name).base
+    each = [{**p, "stream": stream(i)} for i, p in enumerate(each)]
+    for known in [base] * (policy != "ignored") + [None] * (policy != "required"):
+        expected = FORMULAS[name](
+            None if known is None else base.double().numpy(),
+            [x.double().numpy() for x in models],
+            shared,
+            each,
+        )
+        found = merge(name, known, models, shared, each)
+        assert found.dtype in (base.dtype, torch.float64)
+        np.testing.assert_allclose(found.double().numpy(), expected, rtol=tolerance, atol=4 * tolerance)
 
 
 # ---- by hand ---------------------------------------------------------------------------------------
@@ -304,3 +298,244 @@ class TestTies:
         found = self.merge(vector(math.nan, 1, 0, 0), vector(2, 1, 0, 0))
         assert math.isnan(found[0])
         assert found[1:] == [1.0, 0.0, 0.0]
+
+
+class TestOnTheArc:
+    """nuslerp, multislerp and karcher agree between two vectors, and with what can be drawn on paper."""
+
+    def nuslerp(self, a: Tensor, b: Tensor, weights: tuple[float, float], **shared: Any) -> list[Any]:
+        each = [{"weight": w} for w in weights]
+        found: list[Any] = merge("nuslerp", None, [a, b], shared, each).tolist()
+        return found
+
+    def test_the_second_weight_over_the_sum_is_the_position(self) -> None:
+        found = self.nuslerp(vector(1, 0), vector(0, 1), (2.0, 1.0))
+        assert found == pytest.approx([math.cos(math.pi / 6), math.sin(math.pi / 6)])
+        assert self.nuslerp(vector(1, 2), vector(3, 5), (0.0, 7.0)) == pytest.approx([3.0, 5.0])
+
+    def test_weights_that_cancel_meet_in_the_middle(self) -> None:
+        assert self.nuslerp(vector(1, 0), vector(0, 1), (1.0, -1.0)) == pytest.approx([math.sqrt(0.5)] * 2)
+
+    def test_row_by_row_each_row_has_its_own_angle(self) -> None:
+        a, b = (
+            torch.tensor([[1.0, 0.0], [1.0, 0.0]]).double(),
+            torch.tensor([[0.0, 1.0], [3.0, 0.0]]).double(),
+        )
+        found = self.nuslerp(a, b, (1.0, 1.0), nuslerp_flatten=False)
+        assert found == [pytest.approx([math.sqrt(0.5)] * 2), pytest.approx([2.0, 0.0])]
+
+    @pytest.mark.parametrize("flatten", [True, False])
+    def test_in_opposite_directions_the_line_is_straight(self, flatten: bool) -> None:
+        found = self.nuslerp(vector(1, 2), vector(-3, -6), (0.75, 0.25), nuslerp_flatten=flatten)
+        assert found == pytest.approx([0.0, 0.0])
+
+    def test_with_a_base_the_changes_are_turned(self) -> None:
+        base, models, each = vector(5, 5), [vector(6, 5), vector(5, 6)], [{"weight": 0.5}] * 2
+        expected = pytest.approx([5 + math.sqrt(0.5)] * 2)
+        assert merge("nuslerp", base, models, {}, each).tolist() == expected
+        assert merge("multislerp", base, models, {}, each).tolist() == expected
+
+    def test_a_mean_of_two_perpendicular_vectors_is_between_them_with_the_mean_length(self) -> None:
+        expected = pytest.approx([2 * math.sqrt(0.5)] * 2)
+        assert merge("karcher", None, [vector(1, 0), vector(0, 3)], {}, [{}] * 2).tolist() == expected
+        each = [{"weight": 1.0}] * 2
+        assert merge("multislerp", None, [vector(1, 0), vector(0, 3)], {}, each).tolist() == expected
+
+    def test_the_mean_of_three_axes_is_the_diagonal(self) -> None:
+        axes = [vector(1, 0, 0), vector(0, 1, 0), vector(0, 0, 1)]
+        diagonal = pytest.approx([math.sqrt(1 / 3)] * 3)
+        assert merge("karcher", None, axes, {}, [{}] * 3).tolist() == diagonal
+        assert merge("multislerp", None, axes, {}, [{"weight": 2.0}] * 3).tolist() == diagonal
+
+    def test_a_mean_of_unequal_directions_balances_the_arcs(self) -> None:
+        """Two at 0 degrees and one at 90: the mean is at 30."""
+        models = [vector(1, 0), vector(1, 0), vector(0, 1)]
+        found = merge("karcher", None, models, {"max_iter": 50, "tol": 1e-12}, [{}] * 3)
+        assert found.tolist() == pytest.approx([math.cos(math.pi / 6), 0.5])
+
+    def test_a_model_of_zeros_has_no_direction_but_counts_for_the_length(self) -> None:
+        found = merge("karcher", None, [vector(0, 0), vector(3, 4)], {}, [{}] * 2)
+        assert found.tolist() == pytest.approx([1.5, 2.0])
+        zeros = [vector(0, 0)] * 2
+        assert merge("karcher", None, zeros, {}, [{}] * 2).tolist() == [0.0, 0.0]
+
+    def test_directions_that_cancel_have_no_mean(self) -> None:
+        opposite, each = [vector(1, 2), vector(-3, -6)], [{"weight": 0.5}] * 2
+        assert merge("multislerp", None, opposite, {}, each).tolist() == [-1.0, -2.0]
+
+    def test_weights_that_sum_to_zero_cannot_be_normalised(self) -> None:
+        each = [{"weight": 1.0}, {"weight": -1.0}]
+        with pytest.raises(ValueError, match=r"sum to zero.*normalize_weights: false"):
+            merge("multislerp", None, [vector(1), vector(2)], {}, each)
+
+
+class TestModelStock:
+    def test_equal_changes_are_taken_whole_and_perpendicular_ones_not_at_all(self) -> None:
+        base = vector(1, 1)
+        assert merge("model_stock", base, [vector(2, 3)] * 2, {}, [{}] * 2).tolist() == [2.0, 3.0]
+        apart = [vector(2, 1), vector(1, 2)]
+        assert merge("model_stock", base, apart, {}, [{}] * 2).tolist() == [1.0, 1.0]
+
+    def test_the_ratio_follows_from_the_angle(self) -> None:
+        """At 60 degrees t = 2 · 0.5 / 1.5."""
+        models = [vector(1, 0), vector(0.5, math.sqrt(0.75))]
+        found = merge("model_stock", vector(0, 0), models, {}, [{}] * 2).tolist()
+        assert found == pytest.approx([2 / 3 * 0.75, 2 / 3 * math.sqrt(0.75) / 2])
+
+    def test_opposite_changes_leave_the_base(self) -> None:
+        models = [vector(2, 1), vector(0, 1)]
+        assert merge("model_stock", vector(1, 1), models, {}, [{}] * 2).tolist() == [1.0, 1.0]
+
+    def test_row_by_row_each_row_has_its_own_angle(self) -> None:
+        base = torch.zeros(2, 2).double()
+        first = torch.tensor([[1.0, 0.0], [1.0, 0.0]]).double()
+        second = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).double()
+        found = merge("model_stock", base, [first, second], {"filter_wise": True}, [{}] * 2).tolist()
+        assert found == [[1.0, 0.0], [0.0, 0.0]]
+
+
+class TestBreadcrumbs:
+    base, change = vector(*[0.0] * 10), vector(1, -2, 3, -4, 5, -6, 7, -8, 9, -10)
+
+    @pytest.mark.parametrize("name", ["breadcrumbs", "breadcrumbs_ties"])
+    @pytest.mark.parametrize(
+        ("density", "gamma", "kept"),
+        [
+            (0.3, 0.2, (8, 7, 6)),
+            (0.3, 0.0, (10, 9, 8)),
+            (0.3, 0.09, (10, 9, 8)),
+            (0.5, 0.9, (5, 4, 3, 2, 1)),
+            (0.9, 0.2, (9, 8, 7, 6, 5, 4, 3, 2, 1)),
+            (0.05, 0.2, ()),
+            (0.0, 0.2, ()),
+            (1.0, 0.2, range(1, 11)),
+        ],
+    )
+    def test_what_is_kept_comes_after_the_largest(
+        self, name: str, density: float, gamma: float, kept: tuple[int, ...]
+    ) -> None:
+        each = [{"weight": 1.0, "density": density, "gamma": gamma}]
+        found = merge(name, self.base, [self.change], {}, each)
+        assert found.tolist() == [x if abs(x) in kept else 0.0 for x in self.change.tolist()]
+
+    def test_equals_of_a_threshold_are_all_kept(self) -> None:
+        each = [{"weight": 1.0, "density": 0.25, "gamma": 0.25}]
+        found = merge("breadcrumbs", vector(0, 0, 0, 0), [vector(3, 3, -3, 1)], {}, each)
+        assert found.tolist() == [3.0, 3.0, -3.0, 0.0]
+
+
+class TestRandomDropping:
+    base = normal(40_000, dtype=DType.F64, seed=5)
+    change = normal(40_000, dtype=DType.F64, seed=6)
+
+    def kept(self, name: str, slot: int = 0, **each: Any) -> Tensor:
+        """Which elements of a change stay."""
+        own = [{"weight": 1.0, "stream": stream(slot), **each}]
+        shared = {"rescale": False, "normalize": False}
+        return merge(name, self.base, [self.base + self.change], shared, own) != self.base
+
+    @pytest.mark.parametrize("name", ["dare_linear", "dare_ties", "della", "della_linear"])
+    @pytest.mark.parametrize("density", [0.2, 0.5, 0.8])
+    def test_the_density_is_the_share_that_stays(self, name: str, density: float) -> None:
+        share = float(self.kept(name, density=density).double().mean())
+        assert share == pytest.approx(density, abs=5 * math.sqrt(density * (1 - density) / 40_000))
+
+    @pytest.mark.parametrize("name", ["dare_linear", "della"])
+    def test_each_stream_drops_others_and_each_time_the_same(self, name: str) -> None:
+        first, again, other = (self.kept(name, slot, density=0.5) for slot in (0, 0, 1))
+        assert torch.equal(first, again)
+        assert float((first & other).double().mean()) == pytest.approx(0.25, abs=0.02)
+
+    @pytest.mark.parametrize("name", ["della", "della_linear"])
+    def test_large_changes_stay_more_often(self, name: str) -> None:
+        kept = self.kept(name, density=0.5, epsilon=0.4).double()
+        order = self.change.abs().argsort()
+        tenth = len(order) // 10
+        assert float(kept[order[:tenth]].mean()) == pytest.approx(0.1 + 0.04, abs=0.03)
+        assert float(kept[order[-tenth:]].mean()) == pytest.approx(0.9 - 0.04, abs=0.03)
+
+    @pytest.mark.parametrize("name", ["dare_linear", "dare_ties", "della", "della_linear"])
+    def test_rescaling_keeps_the_sum_of_magnitudes(self, name: str) -> None:
+        own = [{"weight": 1.0, "density": 0.3, "stream": stream(0)}]
+        found = merge(name, torch.zeros_like(self.base), [self.change], {}, own)
+        assert float(found.abs().sum()) == pytest.approx(float(self.change.abs().sum()), rel=1e-12)
+
+    @pytest.mark.parametrize(("density", "epsilon"), [(0.9, 0.1), (0.1, 0.1), (0.5, 0.5), (0.9, 0.15)])
+    def test_a_chance_outside_of_0_and_1_is_an_error(self, density: float, epsilon: float) -> None:
+        with pytest.raises(ValueError, match="strictly between 0 and 1"):
+            self.kept("della", density=density, epsilon=epsilon)
+
+    def test_a_row_of_one_element_is_kept_with_the_density(self) -> None:
+        base, change = torch.zeros(40_000, 1), torch.ones(40_000, 1)
+        own = [{"weight": 1.0, "density": 0.3, "stream": stream(0)}]
+        share = float((merge("della", base, [change], {}, own) != 0).double().mean())
+        assert share == pytest.approx(0.3, abs=0.012)
+
+
+class TestNearswap:
+    def test_near_elements_are_swapped_and_far_ones_pulled(self) -> None:
+        base, other = vector(0, 0, 0, 1), vector(0.25, 1, -4, 1)
+        found = merge("nearswap", base, [other], {"t": 0.5}, [{}])
+        assert found.tolist() == [0.25, 0.5, -0.5, 1.0]
+
+    def test_at_a_distance_of_zero_nothing_moves(self) -> None:
+        assert merge("nearswap", vector(1, 2), [vector(3, 4)], {"t": 0.0}, [{}]).tolist() == [1.0, 2.0]
+
+
+class TestArceeFusion:
+    def test_only_changes_that_stand_out_are_taken_over(self) -> None:
+        base = torch.zeros(1, 9).double()
+        other = torch.tensor([[0.1, -0.1, 0.1, -0.1, 0.2, -0.2, 0.2, -0.2, 5.0]]).double()
+        assert merge("arcee_fusion", base, [other], {}, [{}]).tolist() == [[0.0] * 8 + [5.0]]
+
+    def test_a_model_that_changed_nothing_leaves_the_base(self) -> None:
+        base = vector(1, 2, 3)
+        assert merge("arcee_fusion", base, [base.clone()], {}, [{}]).tolist() == [1.0, 2.0, 3.0]
+
+    def test_quartiles_are_exact_for_large_tensors_too(self) -> None:
+        base = normal(1100, 1000, dtype=DType.F32, seed=1)
+        other = base + normal(1100, 1000, dtype=DType.F32, seed=2, spread=0.1)
+        expected = FORMULAS["arcee_fusion"](base.double().numpy(), [other.double().numpy()], {}, [{}])
+        found = merge("arcee_fusion", base, [other], {}, [{}]).double().numpy()
+        assert np.count_nonzero(abs(found - expected) > 1e-6) <= 5
+
+
+class TestSce:
+    def test_the_energies_are_the_weights_where_signs_agree(self) -> None:
+        """Mean squares 2.5 and 10: on the first element 0.2 · 2 + 0.8 · 4, on the second the winner alone."""
+        found = merge("sce", vector(0, 0), [vector(2, 1), vector(4, -2)], {}, [{}] * 2)
+        assert found.tolist() == pytest.approx([3.6, -2.0])
+
+    def test_only_the_elements_that_vary_most_are_merged(self) -> None:
+        models = [vector(1, 1, 1, 1), vector(1, 2, 3, 9)]
+        found = merge("sce", vector(0, 0, 0, 0), models, {"select_topk": 0.34}, [{}] * 2)
+        assert found.tolist() == pytest.approx([0.0, 0.0, 0.0, (1 + 81 * 9) / 82])
+
+    def test_a_tensor_that_no_model_changed_stays_in_its_shape(self) -> None:
+        base = torch.ones(3, 4).double()
+        found = merge("sce", base, [base.clone()] * 3, {"select_topk": 0.5}, [{}] * 3)
+        assert torch.equal(found, base)
+
+    def test_tiny_changes_are_weighted_equally(self) -> None:
+        found = merge("sce", vector(0), [vector(1e-6), vector(3e-6)], {}, [{}] * 2)
+        assert found.tolist() == pytest.approx([2e-6])
+
+
+class TestRam:
+    def test_unique_changes_stay_whole_and_shared_ones_are_averaged(self) -> None:
+        models = [vector(11, 10, 12, 10), vector(10, 14, 8, 10.000001)]
+        found = merge("ram", vector(10, 10, 10, 10), models, {}, [{}] * 2)
+        assert found.tolist() == [11.0, 14.0, 10.0, 10.0]
+
+    def test_an_active_change_is_larger_than_epsilon(self) -> None:
+        found = merge("ram", vector(0, 0), [vector(0.5, 0.75)], {"epsilon": 0.5}, [{}])
+        assert found.tolist() == [0.0, 0.75]
+
+    def test_unique_changes_grow_with_the_share_of_shared_ones(self) -> None:
+        """The first model has two unique changes and one shared: ρ = 0.5; the second none: capped."""
+        models = [vector(1, 1, 2), vector(0, 0, 4)]
+        shared = {"r": 0.5, "alpha": 0.8}
+        found = merge("ramplus_tl", vector(0, 0, 0), models, shared, [{}] * 2)
+        assert found.tolist() == pytest.approx([1.25, 1.25, 3.0])
+        capped = merge("ramplus_tl", vector(0, 0, 0), models, {"r": 0.5, "alpha": 0.2}, [{}] * 2)
+        assert capped.tolist() == pytest.approx([1.1, 1.1, 3.0])

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mergegraph import ops
+from mergegraph.compiler.seeds import stream_of
 from mergegraph.graph.graph import Graph, Output, Piece, SourceTensor
 from mergegraph.graph.node import CONSTANT, Locality, Node, walk
 from mergegraph.runtime.executor import phase_functions
@@ -90,8 +91,14 @@ class Result:
 def program_of(expression: Node, count: int) -> Program:
     sources = tuple(SourceTensor("memory", f"x{i}") for i in range(count))
     spec = TensorSpec(expression.spec.shape, expression.spec.dtype)
-    (program,) = programs(Graph({"out": Output(spec, (Piece(expression, sources),))}))
+    piece = Piece(expression, sources, tuple(stream(i) for i in range(count)))
+    (program,) = programs(Graph({"out": Output(spec, (piece,))}))
     return program
+
+
+def stream(slot: int) -> tuple[float, float]:
+    """The random stream of the tensor in `slot`, in all of these runs."""
+    return stream_of(None, "out", f"x{slot}")
 
 
 def schedule_run(
@@ -130,6 +137,8 @@ def eager(expression: Node, tensors: Sequence[Tensor]) -> Any:
             values[n.key] = tensors[n.attributes["slot"]]
         elif n.op is CONSTANT:
             values[n.key] = n.attributes["values"]
+        elif n.op is ops.STREAM:
+            values[n.key] = stream(n.attributes["slot"])
         else:
             values[n.key] = n.op(*(values[x.key] for x in n.inputs), **n.attributes)
     return values[expression.key]
@@ -150,6 +159,21 @@ def differences(a: Tensor, b: Tensor) -> int:
 def assert_same_bits(a: Tensor, b: Tensor) -> None:
     count = differences(a, b)
     assert count == 0, f"{count} of {a.numel()} elements differ: {a.reshape(-1)[:8]} … {b.reshape(-1)[:8]}"
+
+
+def steps_apart(a: Tensor, b: Tensor) -> int:
+    """How many representable numbers two tensors are apart, at most; two NaNs are not apart."""
+    assert a.dtype == b.dtype
+    assert a.shape == b.shape
+    integer = {16: torch.int16, 32: torch.int32, 64: torch.int64}[torch.finfo(a.dtype).bits]
+    least = torch.iinfo(integer).min
+    ranks = []
+    for x in (a, b):
+        bits = x.contiguous().reshape(-1).view(integer).to(torch.int64)
+        ranks.append(torch.where(bits < 0, least - bits, bits))
+    apart = (ranks[0] - ranks[1]).abs()
+    both_nan = a.reshape(-1).isnan() & b.reshape(-1).isnan()
+    return int(torch.where(both_nan, 0, apart).max()) if len(apart) else 0
 
 
 def normal(*shape: int, dtype: DType = DType.F32, seed: int = 0, spread: float = 1.0) -> Tensor:

@@ -47,7 +47,7 @@ def test_a_rowwise_op_sees_whole_rows(shape: tuple[int, ...]) -> None:
     x = normal(*shape)
     SEEN.clear()
     result = schedule_run(ROWS(loads([x])[0]), [x], mode="interpreted", tile=CHUNK)
-    assert {s[-1:] for s in SEEN} == {shape[-1:]}
+    assert {s[-1:] for s in SEEN} == {shape[-1:] or (1,)}
     assert_same_bits(result.tensor, _normalised(x))
 
 

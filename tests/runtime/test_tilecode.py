@@ -6,6 +6,7 @@ from collections.abc import Callable
 from itertools import product
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -15,8 +16,9 @@ from mergegraph.graph.node import Locality, Node
 from mergegraph.runtime.tilecode import tile_source
 from mergegraph.schedule.tiling import cut
 from mergegraph.tensorspec import DType
-from tests.runtime.harness import assert_same_bits, eager, loads, normal, schedule_run
+from tests.runtime.harness import Mode, assert_same_bits, eager, loads, normal, schedule_run, steps_apart
 
+MODES: tuple[Mode, ...] = ("generated", "interpreted")
 BF16, F16, F32, F64 = DType.BF16, DType.F16, DType.F32, DType.F64
 FLOATS = (BF16, F16, F32, F64)
 
@@ -62,6 +64,20 @@ EXPRESSIONS: dict[str, Build] = {
     "elect_sign": lambda *xs: ops.elect_sign(*_deltas(*xs)),
     "disjoint_merge": _disjoint(normalize=True),
     "disjoint_merge, not normalised": _disjoint(normalize=False),
+    "line": lambda x, *_: ops.line(x, (0.3, -0.7)),
+    "nearswap": lambda x, y, _: ops.nearswap(x, y, 0.3),
+    "nearswap, backwards": lambda x, y, _: ops.nearswap(x, y, -0.3),
+    "cap": lambda x, y, _: ops.cap(ops.delta(x, y), 0.4),
+    "keep_where": lambda *xs: ops.keep_where(*_deltas(*xs), 0.4),
+    "signed_mean": lambda *xs: ops.signed_mean(
+        ops.elect_sign(*_deltas(*xs)), *_deltas(*xs), (0.3, 0.0), floor=1e-6
+    ),
+    "variance": lambda *xs: ops.variance(*_deltas(*xs)),
+    "overlap_mean": lambda *xs: ops.overlap_mean(*_deltas(*xs), (1.1, 0.9), epsilon=0.4),
+    "drop": lambda x, y, _: ops.drop(ops.delta(x, y), 1 / 3, (123.0, 16777215.0)),
+    "drop_by": lambda *xs: ops.drop_by(*_deltas(*xs), (0.0, 5.0)),
+    "importance": lambda x, y, _: ops.importance(ops.delta(x, y), 0.3),
+    "column_sum": lambda x, y, _: ops.column_sum(x, y, ops.column_arc(ops.column_products(x, y), 0.3)),
 }
 
 
@@ -113,6 +129,135 @@ def test_generated_code_equals_torch_bit_for_bit(build: Build, stored: str) -> N
     interpreted = schedule_run(expression, tensors, mode="interpreted")
     assert_same_bits(interpreted.tensor, expected)
     assert interpreted.nonfinite == generated.nonfinite
+
+
+# ---- rows and columns ------------------------------------------------------------------------------
+
+
+def _shown(numbers: Callable[..., Any], column: int = 0) -> Build:
+    """An expression whose elements are one of the numbers that `numbers` gives for their row."""
+
+    def build(x: Any, y: Any, z: Any, one: Any, zero: Any) -> Any:
+        found = numbers(x, y, z)
+        if column < 0:
+            return ops.importance(ops.delta(one, zero), found)
+        picked = [one if i == column else zero for i in range(2)]
+        return ops.weighted_sum(*picked, found)
+
+    return build
+
+
+ROWWISE: dict[str, Build] = {
+    "row_arc": _shown(lambda x, y, _: ops.row_arc(x, y, 0.3)),
+    "row_arc, the second": _shown(lambda x, y, _: ops.row_arc(x, y, 0.3), 1),
+    "row_stock": _shown(lambda x, y, _: ops.row_stock(x, y)),
+    "row_divergence": _shown(lambda x, y, _: ops.row_divergence(x, y), -1),
+}
+ROW_SHAPES: list[tuple[int, ...]] = [
+    (),
+    (0, 3),
+    (3, 0),
+    (0,),
+    (1,),
+    (9,),
+    (5, 1),
+    (1, 5),
+    (67, 129),
+    (3, 5, 7),
+]
+
+
+def row_tensors(shape: tuple[int, ...], dtype: DType) -> list[Tensor]:
+    """Three tensors with equal, opposite and zero rows among them, then ones and zeros."""
+    x, y, z = (normal(*shape, dtype=F64, seed=i) for i in range(3))
+    if len(shape) == 2 and shape[0] > 4:
+        y[0], y[1], y[2], x[3] = x[0], -2 * x[1], 0.0, 0.0
+        y[4] = x[4] * (1 + 1e-9)
+    return [t.to(getattr(torch, dtype.torch_name)) for t in (x, y, z, torch.ones(shape), torch.zeros(shape))]
+
+
+def test_every_rowwise_op_is_tried() -> None:
+    rowwise = {op.name for op in ops.all_ops().values() if op.locality is Locality.ROWWISE}
+    assert {name.partition(",")[0] for name in ROWWISE} | {"row_ranks"} == rowwise
+
+
+@pytest.mark.parametrize("dtype", (BF16, F32, F64), ids=lambda d: d.name)
+@pytest.mark.parametrize("shape", ROW_SHAPES, ids=str)
+@pytest.mark.parametrize("name", ROWWISE)
+def test_numbers_of_rows_are_those_of_torch(name: str, shape: tuple[int, ...], dtype: DType) -> None:
+    """In float32 to the last bit but one; in float64 to what is left when sums are added in another order."""
+    tensors = row_tensors(shape, dtype)
+    expression = ROWWISE[name](*loads(tensors))
+    assert all(phase.generated for phase in cut(expression))
+    expected = eager(expression, tensors)
+    for mode in MODES:
+        found = schedule_run(expression, tensors, mode=mode).tensor
+        assert found.shape == expected.shape
+        if dtype is F64:
+            torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+        else:
+            assert steps_apart(found, expected) <= 1 or torch.allclose(found, expected, rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dtype", FLOATS, ids=lambda d: d.name)
+@pytest.mark.parametrize("shape", ROW_SHAPES, ids=str)
+def test_ranks_are_exactly_those_of_a_stable_sort(shape: tuple[int, ...], dtype: DType, mode: Mode) -> None:
+    (x,) = (t for t in row_tensors(shape, dtype)[:1])
+    if x.numel():
+        x = x.clone()
+        x.view(-1)[0] = torch.nan  # sorts last
+        x.view(-1)[-1] = -0.0
+    expression = ops.scale(ops.row_ranks(loads([x])[0]), 1.0)
+    found = schedule_run(expression, [x], mode=mode).tensor
+    columns = shape[-1] if shape else 1
+    if columns < 2:
+        assert torch.equal(found, torch.full_like(found, 0.5))
+        return
+    rows = x.to(found.dtype).abs().numpy().reshape(x.numel() // columns, columns)
+    ranks = np.argsort(np.argsort(rows, axis=-1, kind="stable"), axis=-1, kind="stable")
+    expected = torch.from_numpy(ranks).to(found.dtype) / (columns - 1)
+    assert_same_bits(found, expected.reshape(shape))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", [*ROWWISE, "row_ranks"])
+def test_rows_do_not_depend_on_tiles_or_their_order(name: str, mode: Mode) -> None:
+    tensors = row_tensors((1301, 129), BF16)
+    build = ROWWISE.get(name, lambda x, *_: ops.scale(ops.row_ranks(x), 1.0))
+    expression = ops.cast(build(*loads(tensors)), dtype="F32")
+    expected = schedule_run(expression, tensors, mode=mode).tensor
+    for tile in (1, 65_536, 1_048_576):
+        found = schedule_run(expression, tensors, mode=mode, tile=tile, backwards=True).tensor
+        assert_same_bits(found, expected)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", ["drop", "drop_by"])
+def test_random_masks_do_not_depend_on_tiles_or_their_order(name: str, mode: Mode) -> None:
+    tensors = [normal(300_001, dtype=BF16, seed=i) for i in range(3)]
+    expression = ops.cast(EXPRESSIONS[name](*loads(tensors)), dtype="F32")
+    expected = eager(expression, tensors)
+    for tile in (65_536, 1_048_576):
+        found = schedule_run(expression, tensors, mode=mode, tile=tile, backwards=True).tensor
+        assert_same_bits(found, expected)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("shape", [(700, 301), (3, 5, 7), (1, 9), (9, 1), (7,), (), (0, 4), (4, 0)], ids=str)
+def test_columns_have_their_own_coefficients(shape: tuple[int, ...], mode: Mode) -> None:
+    tensors = [normal(*shape, dtype=F32, seed=i) for i in range(2)]
+    x, y = loads(tensors)
+    expression = ops.column_sum(x, y, ops.column_arc(ops.column_products(x, y), 0.3))
+    expected = eager(expression, tensors)
+    for tile in (65_536, 1_048_576):
+        result = schedule_run(expression, tensors, mode=mode, tile=tile, backwards=True)
+        assert_same_bits(result.tensor, expected)
+    if shape == (700, 301):
+        a, b = (t[:, 13].double() for t in tensors)
+        angle = torch.acos(a @ b / (a.norm() * b.norm()))
+        by_hand = (torch.sin(0.7 * angle) * a + torch.sin(0.3 * angle) * b) / torch.sin(angle)
+        torch.testing.assert_close(expected[:, 13].double(), by_hand, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", (F32, F64), ids=lambda d: d.name)

@@ -11,7 +11,7 @@ DEFAULT_SEED = 0
 
 
 def stream_of(seed: int | None, tensor: str, model: str) -> tuple[float, float]:
-    """The stream of `model` in output `tensor`: 48 bits as two numbers, which any float dtype holds exactly."""
+    """The stream of `model` in output `tensor`: 48 bits as two numbers that are exact in any float dtype."""
     text = f"{DEFAULT_SEED if seed is None else seed}\0{tensor}\0{model}"
     key = int.from_bytes(blake2b(text.encode(), digest_size=6).digest(), "big")
     return float(key >> 24), float(key & 0xFFFFFF)

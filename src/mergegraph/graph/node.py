@@ -87,6 +87,9 @@ class Op:
             (operand rows, count, result, statistics…).
         indexed: the result depends on the element's index: generated code spells it ``e``, kernels take
             the first element's as ``first``.
+        by_column: statistics ``[m, columns]`` hold numbers for each column, which is an element's index
+            in its piece modulo `columns`: generated code spells it ``k``, and row i of a statistic ``w``
+            ``w[i, k]``; kernels take the first element's index as ``first``.
         workspace: bytes per element that the kernel needs beyond operands and result.
     """
 
@@ -97,6 +100,7 @@ class Op:
     scalar: ScalarRule | None = None
     row: str = ""
     indexed: bool = False
+    by_column: bool = False
     workspace: int = 0
 
     @cached_property

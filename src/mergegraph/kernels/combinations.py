@@ -13,28 +13,41 @@ import numpy as np
 
 from mergegraph.kernels.reduction import Array
 
+STRAIGHT = 1e-12
+"""Vectors with ``1 - cos² θ`` up to this lie in one line as far as dot products can tell."""
+
 
 def arc_weights(gram: Array, t: Array) -> Array:
-    """Spherical interpolation of two tensors without a threshold: linear only where the angle vanishes.
+    """Spherical interpolation of two tensors, linear only where they lie in one line.
 
-    ``sin((1-t)θ)/sin θ`` and ``sin(tθ)/sin θ`` on the un-normalised tensors; linear where
-    ``1 - cos² θ ≤ 1e-16``, which holds for parallel and for anti-parallel tensors.
+    ``sin((1-t)θ)/sin θ`` and ``sin(tθ)/sin θ`` on the un-normalised tensors. Parallel and anti-parallel
+    tensors have no arc.
     """
-    norms = [max(math.sqrt(max(0.0, float(gram[i, i]))), 1e-7) for i in (0, 1)]
-    cosine = min(1.0, max(-1.0, float(gram[0, 1]) / (norms[0] * norms[1])))
+    products = np.array([[gram[0, 0]], [gram[0, 1]], [gram[1, 1]]])
+    return column_arc_weights(products, t)[:, 0]
+
+
+def column_arc_weights(products: Array, t: Array) -> Array:
+    """As `arc_weights`, for many pairs at once: rows ``a·a``, ``a·b``, ``b·b`` → rows for a and b."""
+    norms = [np.maximum(np.sqrt(np.maximum(products[i], 0.0)), 1e-7) for i in (0, 2)]
     fraction = float(t[0])
-    if 1.0 - cosine * cosine <= 1e-16 or math.isnan(cosine):
-        return np.array([1.0 - fraction, fraction])
-    theta = math.acos(cosine)
-    return np.array([math.sin((1.0 - fraction) * theta), math.sin(fraction * theta)]) / math.sin(theta)
+    with np.errstate(invalid="ignore"):  # numbers that are not finite have no angle: straight
+        cosine = np.clip(products[1] / (norms[0] * norms[1]), -1.0, 1.0)
+        curved = 1.0 - cosine * cosine > STRAIGHT
+    theta = np.arccos(np.where(curved, cosine, 0.0))
+    out: Array = np.stack([np.sin((1.0 - fraction) * theta), np.sin(fraction * theta)]) / np.sin(theta)
+    out[0, ~curved], out[1, ~curved] = 1.0 - fraction, fraction
+    return out
 
 
 def sphere_mean_weights(gram: Array, weights: Array, *, eps: float) -> Array:
     """One tangent-space step from the normalised weighted mean of directions, with the mean norm.
 
     Where the directions cancel (or all tensors are zero) there is no mean direction, and the plain
-    weighted sum is all that is left.
+    weighted sum is all that is left. The same holds for numbers that are not finite.
     """
+    if not np.isfinite(gram).all():
+        return np.array(weights, dtype=np.float64)
     norms = np.sqrt(np.maximum(np.diag(gram), 0.0))
     scaled = 1.0 / (norms + eps)
     unit = gram * np.outer(scaled, scaled)
@@ -53,8 +66,11 @@ def karcher_weights(gram: Array, *, max_iter: int, tol: float) -> Array:
     """The Karcher (Riemannian) mean of directions, times the mean norm.
 
     Gradient steps on the sphere until the tangent is shorter than `tol`, at most `max_iter` of them.
-    Tensors of norm up to `tol` have no direction and count for the norm only.
+    Tensors of norm up to `tol` have no direction and count for the norm only. Numbers that are not
+    finite have no angles: the plain mean shows them where they are.
     """
+    if not np.isfinite(gram).all():
+        return np.full(len(gram), 1.0 / len(gram))
     norms = np.sqrt(np.maximum(np.diag(gram), 0.0))
     valid = norms > tol
     if not valid.any():
@@ -76,12 +92,12 @@ def karcher_weights(gram: Array, *, max_iter: int, tol: float) -> Array:
 
 
 def _tangent(unit: Array, mean: Array, share: Array, tol: float) -> Array:
-    """Weighted mean of the log maps of all directions at `mean`."""
+    """Weighted mean of the log maps at `mean`, of the directions neither equal nor opposite to it."""
     tangent = np.zeros_like(mean)
     cosines = np.clip(unit @ mean, -1.0, 1.0)
     for i, cosine in enumerate(cosines):
         theta = math.acos(cosine)
-        if share[i] and theta >= tol and math.sin(theta) != 0.0:
+        if share[i] and theta >= tol and math.pi - theta >= tol and math.sin(theta) != 0.0:
             tangent = tangent - share[i] * theta / math.sin(theta) * cosine * mean
             tangent[i] += share[i] * theta / math.sin(theta)
     return tangent
@@ -106,10 +122,10 @@ def stock_weights(gram: Array) -> Array:
 
 
 def energy_weights(squares: Array, *, count: int) -> Array:
-    """Weights by mean squared magnitude, normalised; equal where there is next to none."""
+    """Weights by mean squared magnitude, normalised; equal where there is next to none, or no finite one."""
     energy = squares / max(count, 1)
     total = float(energy.sum())
-    if total < 1e-6:
+    if total < 1e-6 or not math.isfinite(total):
         return np.full(len(energy), 1.0 / len(energy))
     result: Array = energy / total
     return result

@@ -38,12 +38,13 @@ def keep_where(x: Tensor, score: Tensor, threshold: Array) -> Tensor:
 
 
 def variance(*tensors: Tensor) -> Tensor:
-    """Population variance over the tensors, element by element."""
-    total = tensors[0]
-    for x in tensors[1:]:
+    """Population variance over the tensors, element by element; exactly 0 where all are equal."""
+    gaps = [x - tensors[0] for x in tensors]
+    total = gaps[0]
+    for x in gaps[1:]:
         total = total + x
-    mean = total / len(tensors)
-    squares = [(x - mean) * (x - mean) for x in tensors]
+    mean = total / len(gaps)
+    squares = [(x - mean) * (x - mean) for x in gaps]
     spread = squares[0]
     for square in squares[1:]:
         spread = spread + square

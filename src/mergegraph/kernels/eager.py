@@ -40,7 +40,8 @@ class RowValues:
 def _by_rows(op: Op, tensors: Sequence[Any], stats: Sequence[Any], attrs: dict[str, Any]) -> Any:
     """Show tensors to the kernel as ``[rows, columns]``; a result of that shape goes back to theirs."""
     shape = tensors[0].shape
-    flat = [x.reshape(-1, shape[-1] if len(shape) else 1) for x in tensors]
+    columns = shape[-1] if len(shape) else 1
+    flat = [x.reshape(x.numel() // max(columns, 1), columns) for x in tensors]
     result = op.implementation(*flat, *(getattr(x, "numbers", x) for x in stats), **attrs)
     per_row = op.locality is Locality.ROWWISE and result.shape != flat[0].shape
     return RowValues(result) if per_row or op.name in PER_ROW else result.reshape(shape)
@@ -50,10 +51,12 @@ def reduce(kernel: Reduction, tensors: Sequence[Any], stats: Sequence[Array], at
     """Fold whole tensors, chunk by chunk in the order the engine uses."""
     flat = [x.reshape(-1) for x in tensors]
     count = flat[0].numel()
-    state = kernel.empty(len(flat), attrs, kernel.rows(count))
-    for row in range(max(1, -(-count // CHUNK))):
-        part = [x[row * CHUNK : (row + 1) * CHUNK] for x in flat]
-        state[row if kernel.per_chunk else 0] += kernel.fold_tensors(part, stats, attrs)
+    shared = kernel.chunks(attrs)
+    state = kernel.empty(len(flat), attrs, kernel.rows(count, shared * CHUNK))
+    for i in range(max(1, -(-count // CHUNK))):
+        part = [x[i * CHUNK : (i + 1) * CHUNK] for x in flat]
+        row = state[i // shared if kernel.per_chunk else 0]
+        kernel.fold_tensors(row, part, i * CHUNK, stats, attrs)
     return kernel.finalise(state, len(flat), attrs)
 
 
@@ -61,13 +64,9 @@ PER_ROW = ("row_arc", "row_stock", "row_divergence")
 
 
 def _stat(x: Any) -> Any:
-    return (
-        x
-        if isinstance(x, RowValues)
-        else x
-        if isinstance(x, np.ndarray)
-        else np.atleast_1d(np.asarray(x, dtype=np.float64))
-    )
+    if isinstance(x, RowValues | np.ndarray):
+        return x
+    return np.atleast_1d(np.asarray(x, dtype=np.float64))
 
 
 def _widen(tensors: Sequence[Any]) -> list[Any]:

@@ -25,6 +25,18 @@ def gram(tensors: Sequence[Tensor], _: Sequence[Array], __: dict[str, Any]) -> A
     return np.asarray(products[np.triu_indices(len(tensors))], dtype=np.float64)
 
 
+def columns(row: Array, tensors: Sequence[Tensor], begin: int, attrs: dict[str, Any]) -> None:
+    """Add ``a·a``, ``a·b`` and ``b·b`` of every column to a row of state."""
+    count = attrs["columns"]
+    if tensors[0].device.type == "cpu":
+        fused.fold_columns(np.stack([x.numpy() for x in tensors]), len(tensors[0]), row, count, begin)
+        return
+    a, b = (x.double() for x in tensors)
+    place = (torch.arange(len(a), device=a.device) + begin) % count
+    sums = torch.zeros(3, count, dtype=torch.float64, device=a.device)
+    row += sums.index_add(1, place, torch.stack([a * a, a * b, b * b])).reshape(-1).cpu().numpy()
+
+
 def histogram(tensors: Sequence[Tensor], stats: Sequence[Array], attrs: dict[str, Any]) -> Array:
     """Counts of the digit that `attrs` selects from the magnitude bits of one tensor."""
     (x,) = tensors

@@ -69,6 +69,24 @@ def fold_squares(block, count, state):  # type: ignore[no-untyped-def]
 
 
 @jit
+def fold_columns(block, count, state, columns, begin):  # type: ignore[no-untyped-def]
+    """Add ``a·a``, ``a·b`` and ``b·b`` of every column; the block starts at element `begin`.
+
+    The sums of one kind stand together in `state`, column by column.
+    """
+    lo = 0
+    while lo < count:
+        c = (begin + lo) % columns
+        m = min(columns - c, count - lo)
+        for j in range(m):
+            a, b = f64(block[0, lo + j]), f64(block[1, lo + j])
+            state[c + j] += a * a
+            state[columns + c + j] += a * b
+            state[2 * columns + c + j] += b * b
+        lo += m
+
+
+@jit
 def fold_nonzero(block, count, state):  # type: ignore[no-untyped-def]
     """Count the elements of ``block[0, :count]`` that are not zero."""
     total = 0

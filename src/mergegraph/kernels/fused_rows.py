@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from mergegraph.kernels.combinations import STRAIGHT
 from mergegraph.kernels.fused import f32, f64, jit, u32
 
 
@@ -31,7 +32,7 @@ def row_arc(block, count, out, t):  # type: ignore[no-untyped-def]
     a = max(np.sqrt(row_dot(block, 0, 0, count)), 1e-7)
     b = max(np.sqrt(row_dot(block, 1, 1, count)), 1e-7)
     cosine = min(1.0, max(-1.0, row_dot(block, 0, 1, count) / (a * b)))
-    if 1.0 - cosine * cosine <= 1e-16:
+    if 1.0 - cosine * cosine <= STRAIGHT:
         out[0] = 1.0 - t
         out[1] = t
     else:

@@ -14,15 +14,22 @@ from mergegraph.kernels.reduction import Array
 def weighted_sum(*operands: Any) -> Tensor:
     """``Σ w_i x_i``, added in operand order; the last operand is the float64 vector ``w``."""
     *tensors, w = operands
-    out: Tensor = tensors[0] * weight_of(w, 0)
+    out: Tensor = tensors[0] * weight_of(w, 0, tensors[0])
     for i, x in enumerate(tensors[1:], start=1):
-        out = out + x * weight_of(w, i)
+        out = out + x * weight_of(w, i, x)
     return out
 
 
-def weight_of(w: Any, i: int) -> Any:
-    """Weight i of a statistic, or of a tensor of per-row numbers ``[rows, m]`` as a float32 column."""
-    return w[:, i : i + 1].float() if isinstance(w, Tensor) else float(w[i])
+def column_sum(x: Tensor, y: Tensor, w: Array, *, first: int = 0) -> Tensor:
+    """``w[0, c] x + w[1, c] y``, where c is an element's column; the first element is number `first`."""
+    place = (torch.arange(x.numel(), device=x.device) + first) % w.shape[1]
+    a, b = (torch.from_numpy(row).to(x)[place].reshape(x.shape) for row in w)
+    return a * x + b * y
+
+
+def weight_of(w: Any, i: int, x: Tensor) -> Any:
+    """Weight i of a statistic, or of a tensor of per-row numbers ``[rows, m]`` as a column in x's dtype."""
+    return w[:, i : i + 1].to(x.dtype) if isinstance(w, Tensor) else float(w[i])
 
 
 def scale(x: Tensor, factor: Array) -> Tensor:

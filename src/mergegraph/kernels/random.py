@@ -34,15 +34,14 @@ def uniform(stream: Array, first: int, count: int, device: torch.device) -> Tens
 
 
 def drop(x: Tensor, keep: Array, stream: Array, *, first: int = 0) -> Tensor:
-    """Keep each element with probability `keep`, zero the others."""
-    u = uniform(stream, first, x.numel(), x.device).reshape(x.shape)
-    return torch.where(u < torch.tensor(float(keep[0]), dtype=x.dtype), x, torch.zeros_like(x))
+    """Keep each element with probability `keep`, zero the others; what is not finite stays."""
+    return drop_by(x, torch.full_like(x, float(keep[0])), stream, first=first)
 
 
 def drop_by(x: Tensor, keep: Tensor, stream: Array, *, first: int = 0) -> Tensor:
-    """Keep each element with its own probability, zero the others."""
-    u = uniform(stream, first, x.numel(), x.device).reshape(x.shape)
-    return torch.where(u < keep, x, torch.zeros_like(x))
+    """Keep each element with its own probability, zero the others; what is not finite stays."""
+    u = uniform(stream, first, x.numel(), x.device).reshape(x.shape).to(x.dtype)
+    return torch.where((u >= keep) & x.isfinite(), torch.zeros_like(x), x)
 
 
 def _shift(z: Tensor, bits: int) -> Tensor:

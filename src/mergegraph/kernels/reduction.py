@@ -33,6 +33,10 @@ class Reduction:
         fold: the same on torch tensors, as ``module:function`` below this package:
             (tensors of one chunk or tile, STATs, attrs) → one row of state.
         finalise: (all rows, number of tensors, attrs) → the value of the op.
+        chunks: attrs → chunks that share a row of state, for folds whose rows are long.
+        placed: the fold needs to know which elements it gets, and adds to a row of state in place:
+            `fold` takes (row of state, tensors, number of the first element, attrs), and `code` may use
+            the locals ``begin``, ``lo`` and ``columns`` of generated code.
     """
 
     state: Callable[[int, dict[str, Any]], tuple[int, str]]
@@ -40,12 +44,19 @@ class Reduction:
     code: Callable[[str, str, str, Sequence[str], dict[str, Any]], str]
     fold: str
     finalise: Callable[[Array, int, dict[str, Any]], Array]
+    chunks: Callable[[dict[str, Any]], int] = lambda _: 1
+    placed: bool = False
 
-    def fold_tensors(self, tensors: Sequence[Any], stats: Sequence[Array], attrs: dict[str, Any]) -> Array:
-        """Apply `fold`, importing it on first use (planning must not load torch)."""
-        module, _, function = self.fold.partition(":")
-        row: Array = getattr(import_module(f"mergegraph.kernels.{module}"), function)(tensors, stats, attrs)
-        return row
+    def fold_tensors(
+        self, row: Array, tensors: Sequence[Any], begin: int, stats: Sequence[Array], attrs: dict[str, Any]
+    ) -> None:
+        """Add to a row of state with `fold`, imported on first use (planning must not load torch)."""
+        module, _, name = self.fold.partition(":")
+        function = getattr(import_module(f"mergegraph.kernels.{module}"), name)
+        if self.placed:
+            function(row, tensors, begin, attrs)
+        else:
+            row += function(tensors, stats, attrs)
 
     def rows(self, numel: int, chunk: int = CHUNK) -> int:
         """Rows of state for a tensor of `numel` elements that is folded `chunk` at a time."""

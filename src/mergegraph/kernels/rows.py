@@ -1,22 +1,33 @@
-"""Functions of rows: tensors ``[rows, columns]`` in, ``[rows, m]`` or ``[rows, columns]`` out."""
+"""Functions of rows: tensors ``[rows, columns]`` in, ``[rows, m]`` or ``[rows, columns]`` out.
+
+On the CPU, sums over rows are those of generated code, so the bits agree.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor
 
+from mergegraph.kernels import fused_rows
+from mergegraph.kernels.combinations import STRAIGHT
 from mergegraph.kernels.linear import weight_of
 from mergegraph.kernels.reduction import Array
 
 
 def row_arc(x: Tensor, y: Tensor, t: Array) -> Tensor:
     """Per row, the coefficients of spherical interpolation; see `combinations.arc_weights`."""
+    if x.device.type == "cpu":
+        return _row_by_row(fused_rows.row_arc, (x, y), 2, float(t[0]))
     a, b = x.double(), y.double()
     norms = [v.square().sum(-1).sqrt().clamp(min=1e-7) for v in (a, b)]
     cosine = ((a * b).sum(-1) / (norms[0] * norms[1])).clamp(-1.0, 1.0)
     fraction = float(t[0])
     theta = torch.acos(cosine)
-    straight = 1.0 - cosine * cosine <= 1e-16
+    straight = 1.0 - cosine * cosine <= STRAIGHT
     sine = torch.where(straight, torch.ones_like(theta), torch.sin(theta))
     first = torch.where(
         straight, torch.full_like(theta, 1.0 - fraction), torch.sin((1.0 - fraction) * theta) / sine
@@ -27,6 +38,8 @@ def row_arc(x: Tensor, y: Tensor, t: Array) -> Tensor:
 
 def row_stock(*deltas: Tensor) -> Tensor:
     """Per row, the coefficient of every task vector; see `combinations.stock_weights`."""
+    if deltas[0].device.type == "cpu":
+        return _row_by_row(fused_rows.row_stock, deltas, len(deltas))
     wide = torch.stack([d.double() for d in deltas])
     count = len(deltas)
     norms = wide.square().sum(-1).sqrt()
@@ -44,9 +57,21 @@ def row_stock(*deltas: Tensor) -> Tensor:
 
 def row_divergence(x: Tensor, y: Tensor) -> Tensor:
     """Per row, the Kullback-Leibler divergence of ``softmax(x)`` from ``softmax(y)``, at least 0."""
+    if x.device.type == "cpu":
+        return _row_by_row(fused_rows.row_divergence, (x, y), 1)
     p = torch.softmax(x.double(), -1) + 1e-8
     q = torch.softmax(y.double(), -1) + 1e-8
     return (p * (p / q).log()).sum(-1, keepdim=True).clamp(min=0.0)
+
+
+def _row_by_row(function: Callable[..., Any], tensors: Sequence[Tensor], width: int, *stats: float) -> Tensor:
+    """Call a compiled function of rows for each row."""
+    rows, columns = tensors[0].shape
+    blocks = np.stack([x.numpy() for x in tensors], axis=1)
+    out = np.empty((rows, width))
+    for block, result in zip(blocks, out, strict=True):
+        function(block, columns, result, *stats)
+    return torch.from_numpy(out)
 
 
 def row_ranks(x: Tensor) -> Tensor:
@@ -62,4 +87,5 @@ def row_ranks(x: Tensor) -> Tensor:
 
 def importance(delta: Tensor, divergence: Tensor) -> Tensor:
     """``|delta|`` times its row's divergence."""
-    return delta.abs() * weight_of(divergence, 0)
+    scores: Tensor = delta.abs() * weight_of(divergence, 0, delta)
+    return scores

@@ -35,6 +35,21 @@ def _gram_state(arity: int, _: dict[str, Any]) -> tuple[int, str]:
     return arity * (arity + 1) // 2, "float64"
 
 
+def _column_state(_: int, attrs: dict[str, Any]) -> tuple[int, str]:
+    return 3 * attrs["columns"], "float64"
+
+
+def _column_code(block: str, count: str, state: str, _: Sequence[str], __: dict[str, Any]) -> str:
+    return f"fold_columns({block}, {count}, {state}, columns, begin + lo)"
+
+
+def _column_finalise(rows: Array, _: int, __: dict[str, Any]) -> Array:
+    total: Array = rows[0].copy()
+    for row in rows[1:]:
+        total += row
+    return total.reshape(3, -1)
+
+
 def _gram_code(block: str, count: str, state: str, _: Sequence[str], __: dict[str, Any]) -> str:
     return f"fold_gram({block}, {count}, {state})"
 
@@ -50,3 +65,14 @@ def _gram_finalise(rows: Array, arity: int, _: dict[str, Any]) -> Array:
 
 GRAM = Reduction(_gram_state, True, _gram_code, "folds:gram", _gram_finalise)
 """All pairwise dot products of k tensors, accumulated in float64: the k×k Gram matrix."""
+
+COLUMNS = Reduction(
+    _column_state,
+    True,
+    _column_code,
+    "folds:columns",
+    _column_finalise,
+    chunks=lambda attrs: int(attrs["chunks"]),
+    placed=True,
+)
+"""``a·a``, ``a·b`` and ``b·b`` of each column of two tensors, accumulated in float64: ``[3, columns]``."""

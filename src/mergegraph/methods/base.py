@@ -140,7 +140,8 @@ class MergeMethod:
         parameters: all that a plan may set.
         build: the formula; see `Build`. Its models come in plan order.
         example: a minimal plan that runs.
-        random: whether it draws at random; each model's values then hold its ``stream``.
+        random: whether it draws at random; each model's values then hold its ``stream``: two whole numbers
+            below 2**24 that name the sequence, or the node for the sequence that a plan's seed gives.
     """
 
     name: str

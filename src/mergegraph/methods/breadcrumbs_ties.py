@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
-from mergegraph import ops
-from mergegraph.methods._task_vectors import DENSITY, WEIGHT, common, let_signs_vote, sparse_deltas
-from mergegraph.methods.base import MergeMethod, Parameter, Reference, Values
-
-
-def _sparsify(delta: Any, values: Values) -> Any:
-    """Drop the largest and the smallest magnitudes."""
-    return ops.keep_middle(delta, float(values.density), float(values.gamma))
+from mergegraph.methods._task_vectors import (
+    BREADCRUMBS,
+    DENSITY,
+    GAMMA,
+    TIES_AT_THRESHOLDS,
+    WEIGHT,
+    common,
+    let_signs_vote,
+    sparse_deltas,
+    without_tails,
+)
+from mergegraph.methods.base import MergeMethod, Values
 
 
 def build(base: Any, models: tuple[Any, ...], shared: Values, each: tuple[Values, ...]) -> Any:
     """Sparsify the task vectors, then merge where their signs agree."""
-    return let_signs_vote(base, sparse_deltas(base, models, shared, each, _sparsify), shared, each)
+    return let_signs_vote(base, sparse_deltas(base, models, shared, each, without_tails), shared, each)
 
 
 METHOD = MergeMethod(
@@ -26,21 +30,14 @@ METHOD = MergeMethod(
         "d_i = x_i - b without its ⌊gamma_i N⌋ largest magnitudes; of the rest the ⌊density_i N⌋ largest\n"
         "out = b + λ Σ m_i w_i d_i,     m_i = [sign(w_i d_i) = sign(Σ w_j d_j)]"
     ),
-    reference=Reference(
-        "Davari and Belilovsky 2024, Model breadcrumbs: scaling multi-task model merging with sparse masks",
-        "https://arxiv.org/abs/2312.06795",
-        "section 3.1, masking both tails",
-    ),
-    deviations=(
-        "Elements equal to either threshold are all kept, so slightly more than the density may remain "
-        "where magnitudes repeat."
-    ),
+    reference=BREADCRUMBS,
+    deviations=TIES_AT_THRESHOLDS,
     base="required",
     inputs=(1, None),
     parameters=(
         WEIGHT,
         DENSITY,
-        Parameter("gamma", float, "each", 0.01, 0.0, doc="Fraction of the largest elements to drop."),
+        GAMMA,
         *common(normalize=False, rescale=False),
     ),
     build=build,

@@ -4,39 +4,34 @@ from __future__ import annotations
 
 from typing import Any
 
-from mergegraph import ops
-from mergegraph.methods._task_vectors import DENSITY, WEIGHT, common, let_signs_vote, sparse_deltas
-from mergegraph.methods.base import MergeMethod, Reference, Values
-
-
-def _sparsify(delta: Any, values: Values) -> Any:
-    """Keep each element with probability `density`."""
-    density = float(values.density)
-    return delta if density >= 1 else ops.drop(delta, density, values.stream)
+from mergegraph.methods._task_vectors import (
+    DARE,
+    DARE_DEVIATIONS,
+    DENSITY,
+    WEIGHT,
+    at_random,
+    common,
+    let_signs_vote,
+    sparse_deltas,
+)
+from mergegraph.methods.base import MergeMethod, Values
 
 
 def build(base: Any, models: tuple[Any, ...], shared: Values, each: tuple[Values, ...]) -> Any:
     """Sparsify the task vectors, then merge where their signs agree."""
-    return let_signs_vote(base, sparse_deltas(base, models, shared, each, _sparsify), shared, each)
+    return let_signs_vote(base, sparse_deltas(base, models, shared, each, at_random), shared, each)
 
 
 METHOD = MergeMethod(
     name="dare_ties",
-    summary="Task vectors with elements dropped at random and the rest rescaled, merged where their signs agree.",
+    summary="Task vectors with elements dropped at random, rescaled, and merged where their signs agree.",
     formula=(
         "d_i = (x_i - b) with each element kept with probability density_i\n"
         "d_i = d_i · |x_i - b|₁ / |d_i|₁     (rescale: true)\n"
         "out = b + λ Σ m_i w_i d_i,     m_i = [sign(w_i d_i) = sign(Σ w_j d_j)]"
     ),
-    reference=Reference(
-        "Yu et al. 2024, Language models are super mario: absorbing abilities from homologous models as a free lunch",
-        "https://arxiv.org/abs/2311.03099",
-        "section 3.2, drop and rescale",
-    ),
-    deviations=(
-        "Rescaling restores the L1 norm of each task vector instead of dividing by the density. "
-        "Masks come from a counter-based generator, so they differ from those of other tools."
-    ),
+    reference=DARE,
+    deviations=DARE_DEVIATIONS,
     base="required",
     inputs=(1, None),
     parameters=(WEIGHT, DENSITY, *common(normalize=False, rescale=True)),

@@ -4,27 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
-from mergegraph import ops
-from mergegraph.methods._task_vectors import DENSITY, WEIGHT, common, let_signs_vote, sparse_deltas
-from mergegraph.methods.base import MergeMethod, Parameter, Reference, Values
-
-
-def _sparsify(delta: Any, values: Values) -> Any:
-    """Keep elements with a probability that grows with their rank in the row, around the density."""
-    density, epsilon = float(values.density), float(values.epsilon)
-    if density >= 1:
-        return delta
-    if density <= 0:
-        return ops.trim(delta, float("inf"))
-    if density + epsilon >= 1 or density - epsilon <= 0:
-        raise ValueError(f"density {density:g} ± epsilon {epsilon:g} must lie strictly between 0 and 1")
-    chance = ops.line(ops.row_ranks(delta), (density - epsilon, 2 * epsilon))
-    return ops.drop_by(delta, chance, values.stream)
+from mergegraph.methods._task_vectors import (
+    DELLA,
+    DELLA_DEVIATIONS,
+    DENSITY,
+    EPSILON,
+    WEIGHT,
+    by_rank,
+    common,
+    let_signs_vote,
+    sparse_deltas,
+)
+from mergegraph.methods.base import MergeMethod, Values
 
 
 def build(base: Any, models: tuple[Any, ...], shared: Values, each: tuple[Values, ...]) -> Any:
     """Sparsify the task vectors, then merge where their signs agree."""
-    return let_signs_vote(base, sparse_deltas(base, models, shared, each, _sparsify), shared, each)
+    return let_signs_vote(base, sparse_deltas(base, models, shared, each, by_rank), shared, each)
 
 
 METHOD = MergeMethod(
@@ -35,21 +31,14 @@ METHOD = MergeMethod(
         "d_i = (x_i - b) with each element kept with probability p, rescaled to its L1 norm\n"
         "out = b + λ Σ m_i w_i d_i / Σ m_i w_i,     m_i = [sign(w_i d_i) = sign(Σ w_j d_j)]"
     ),
-    reference=Reference(
-        "Deep et al. 2024, DELLA-merging: reducing interference in model merging through magnitude-based sampling",
-        "https://arxiv.org/abs/2406.11617",
-        "section 3, MagPrune",
-    ),
-    deviations=(
-        "Equal magnitudes rank by position; a row of one element is kept with the density itself. Rescaling "
-        "restores the L1 norm. Masks come from a counter-based generator, so they differ from those of other tools."
-    ),
+    reference=DELLA,
+    deviations=DELLA_DEVIATIONS,
     base="required",
     inputs=(1, None),
     parameters=(
         WEIGHT,
         DENSITY,
-        Parameter("epsilon", float, "each", 0.15, 0.0, doc="Half the spread of the keep probabilities."),
+        EPSILON,
         *common(normalize=True, rescale=True),
     ),
     build=build,

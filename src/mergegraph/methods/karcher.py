@@ -11,7 +11,8 @@ from mergegraph.methods.base import MergeMethod, Parameter, Reference, Values
 def build(_: Any, models: tuple[Any, ...], shared: Values, __: tuple[Values, ...]) -> Any:
     """Iterate on the coefficients; the tensors are read once for their Gram matrix and once to add up."""
     found = ops.karcher_mean(ops.gram(*models), max_iter=int(shared.max_iter), tol=float(shared.tol))
-    return ops.weighted_sum(*models, found)
+    # Models that nearly cancel get large coefficients of both signs, too much for 24 bits.
+    return ops.weighted_sum(*(ops.cast(x, dtype="F64") for x in models), found)
 
 
 METHOD = MergeMethod(

@@ -17,7 +17,7 @@ def build(base: Any, models: tuple[Any, ...], shared: Values, _: tuple[Values, .
 
 METHOD = MergeMethod(
     name="model_stock",
-    summary="Interpolates between the base and the mean of fine-tunes, by the angle between the task vectors.",
+    summary="Interpolates between the base and the mean of fine-tunes, by the angle between task vectors.",
     formula=(
         "d_i = x_i - b;   cos θ = mean over pairs of d_i·d_j / (|d_i||d_j|)\n"
         "t = N cos θ / (1 + (N-1) cos θ);   out = b + t · mean d_i"

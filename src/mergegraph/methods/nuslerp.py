@@ -14,13 +14,12 @@ def build(base: Any, models: tuple[Any, ...], shared: Values, each: tuple[Values
     total = first + second
     t = second / total if abs(total) >= 1e-6 else 0.5
     x, y = models if base is None else tuple(ops.delta(m, base) for m in models)
-    if shared.nuslerp_flatten:
-        weights = ops.arc(ops.gram(x, y), t)
-    elif shared.nuslerp_row_wise:
-        raise ValueError("nuslerp_row_wise without nuslerp_flatten is not supported by this version")
+    if not shared.nuslerp_flatten and not shared.nuslerp_row_wise:
+        found = ops.weighted_sum(x, y, ops.row_arc(x, y, t))
+    elif shared.nuslerp_flatten or ops.columns(x) == 1:
+        found = ops.weighted_sum(x, y, ops.arc(ops.gram(x, y), t))
     else:
-        weights = ops.row_arc(x, y, t)
-    found = ops.weighted_sum(x, y, weights)
+        found = ops.column_sum(x, y, ops.column_arc(ops.column_products(x, y), t))
     return found if base is None else ops.apply_delta(base, found, 1.0)
 
 
@@ -28,7 +27,8 @@ METHOD = MergeMethod(
     name="nuslerp",
     summary="Spherical interpolation of two models, or of their task vectors, whole or by rows or columns.",
     formula=(
-        "t = w_2 / (w_1 + w_2);   cos θ = a·b / (|a||b|)        (a, b = x_1, x_2, or task vectors with a base)\n"
+        "t = w_2 / (w_1 + w_2);   cos θ = a·b / (|a||b|)\n"
+        "a, b = x_1, x_2, or task vectors with a base\n"
         "out = sin((1-t)θ)/sin θ · a + sin(tθ)/sin θ · b   (+ base)"
     ),
     reference=Reference(

@@ -45,7 +45,9 @@ METHOD = MergeMethod(
         "https://arxiv.org/abs/2408.07990",
         "section 3.3, SCE",
     ),
-    deviations="Weights are equal where the mean squares sum to less than 1e-6. Equal variances stay together.",
+    deviations=(
+        "Weights are equal where the mean squares sum to less than 1e-6. Equal variances stay together."
+    ),
     base="required",
     inputs=(1, None),
     parameters=(

@@ -5,19 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from mergegraph import ops
-from mergegraph.methods.base import REQUIRED, MergeMethod, Parameter, Reference, Values
-
-_NO_SUM = 1e-8
+from mergegraph.methods._task_vectors import INT8_MASK, WEIGHT, add_up
+from mergegraph.methods.base import MergeMethod, Parameter, Reference, Values
 
 
 def build(base: Any, models: tuple[Any, ...], shared: Values, each: tuple[Values, ...]) -> Any:
     """``b + λ Σ w_i (x_i - b)``, over ``Σ w_i`` if normalised."""
-    weights = [float(p.weight) for p in each]
-    total = sum(weights)
-    if shared.normalize and abs(total) >= _NO_SUM:
-        weights = [w / total for w in weights]
-    deltas = [ops.delta(x, base) for x in models]
-    return ops.apply_delta(base, ops.weighted_sum(*deltas, tuple(weights)), float(shared.lambda_))
+    return add_up(base, [ops.delta(x, base) for x in models], shared, each)
 
 
 METHOD = MergeMethod(
@@ -33,14 +27,12 @@ METHOD = MergeMethod(
     base="required",
     inputs=(1, None),
     parameters=(
-        Parameter(
-            "weight", float, "each", REQUIRED, doc="Weight of this model's task vector; may be negative."
-        ),
+        WEIGHT,
         Parameter("normalize", bool, "shared", False, doc="Divide by the sum of the weights."),
         Parameter("lambda", float, "shared", 1.0, doc="Factor on the merged task vector."),
         Parameter("density", float, "each", 1.0, doc="Accepted for compatibility; has no effect."),
         Parameter("rescale", bool, "shared", False, doc="Accepted for compatibility; has no effect."),
-        Parameter("int8_mask", bool, "shared", False, doc="Accepted for compatibility; has no effect."),
+        INT8_MASK,
     ),
     build=build,
     example="""\

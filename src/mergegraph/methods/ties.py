@@ -5,22 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from mergegraph import ops
-from mergegraph.methods.base import REQUIRED, MergeMethod, Parameter, Reference, Values
+from mergegraph.methods._task_vectors import DENSITY, WEIGHT, common, let_signs_vote, sparse_deltas
+from mergegraph.methods.base import MergeMethod, Reference, Values
+
+
+def _trim(delta: Any, values: Values) -> Any:
+    """Keep the largest magnitudes."""
+    return ops.keep_largest(delta, float(values.density))
 
 
 def build(base: Any, models: tuple[Any, ...], shared: Values, each: tuple[Values, ...]) -> Any:
     """Merge what is left of the task vectors after trimming, where their signs agree."""
-    weighted = []
-    for model, p in zip(models, each, strict=True):
-        delta = ops.delta(model, base)
-        kept = ops.keep_largest(delta, float(p.density))
-        if shared.rescale and kept is not delta:
-            kept = ops.restore_l1(kept, delta)
-        weighted.append(ops.scale(kept, float(p.weight)))
-    sign = ops.elect_sign(*weighted)
-    weights = tuple(float(p.weight) for p in each)
-    merged = ops.disjoint_merge(sign, *weighted, weights, normalize=bool(shared.normalize))
-    return ops.apply_delta(base, merged, float(shared.lambda_))
+    return let_signs_vote(base, sparse_deltas(base, models, shared, each, _trim), shared, each)
 
 
 METHOD = MergeMethod(
@@ -42,16 +38,7 @@ METHOD = MergeMethod(
     ),
     base="required",
     inputs=(1, None),
-    parameters=(
-        Parameter("weight", float, "each", REQUIRED, doc="Weight of this model's task vector."),
-        Parameter("density", float, "each", 1.0, 0.0, doc="Fraction of elements to keep; 1 keeps all."),
-        Parameter(
-            "normalize", bool, "shared", True, doc="Divide by the weights that agree, element by element."
-        ),
-        Parameter("lambda", float, "shared", 1.0, doc="Factor on the merged task vector."),
-        Parameter("rescale", bool, "shared", False, doc="Restore each task vector's L1 norm after trimming."),
-        Parameter("int8_mask", bool, "shared", False, doc="Accepted for compatibility; has no effect."),
-    ),
+    parameters=(WEIGHT, DENSITY, *common(normalize=True, rescale=False)),
     build=build,
     example="""\
 merge_method: ties

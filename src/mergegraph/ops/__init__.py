@@ -8,6 +8,7 @@ use them, in `mergegraph.methods`.
 from __future__ import annotations
 
 from mergegraph.graph.node import CONSTANT, Op
+from mergegraph.ops import consensus, linear, random, rows, statistics
 from mergegraph.ops.consensus import (
     cap,
     disjoint_merge,
@@ -23,6 +24,8 @@ from mergegraph.ops.linear import (
     LOAD,
     apply_delta,
     cast,
+    column_sum,
+    columns,
     delta,
     is_float64,
     line,
@@ -36,6 +39,8 @@ from mergegraph.ops.random import STREAM, drop, drop_by, stream
 from mergegraph.ops.rows import importance, row_arc, row_divergence, row_ranks, row_stock
 from mergegraph.ops.statistics import (
     arc,
+    column_arc,
+    column_products,
     energy_weights,
     gram,
     histogram,
@@ -60,12 +65,13 @@ from mergegraph.ops.statistics import (
     unless_empty,
 )
 
+_MODULES = (linear, consensus, statistics, rows, random)
+
 
 def all_ops() -> dict[str, Op]:
     """Every op of this package, by name."""
-    return {
-        value.name: value for value in globals().values() if isinstance(value, Op) and value is not CONSTANT
-    }
+    found = [value for module in _MODULES for value in vars(module).values() if isinstance(value, Op)]
+    return {op.name: op for op in found if op is not CONSTANT}
 
 
 __all__ = [
@@ -77,6 +83,10 @@ __all__ = [
     "arc",
     "cap",
     "cast",
+    "column_arc",
+    "column_products",
+    "column_sum",
+    "columns",
     "delta",
     "disjoint_merge",
     "drop",

@@ -70,8 +70,10 @@ def _signed_mean_code(args: Sequence[str], attrs: Attrs, real: Real, tmp: str) -
 
 def _variance_code(args: Sequence[str], _: Attrs, real: Real, tmp: str) -> Code:
     count = f"{real.type}({len(args)}.0)"
-    lines = [f"{tmp}m = ({' + '.join(args)}) / {count}"]
-    lines += [f"{tmp}q{i} = {x} - {tmp}m" for i, x in enumerate(args)]
+    # Seen from the first tensor, so that equal elements have no variance at all.
+    lines = [f"{tmp}g{i} = {x} - {args[0]}" for i, x in enumerate(args)]
+    lines += [f"{tmp}m = ({' + '.join(f'{tmp}g{i}' for i in range(len(args)))}) / {count}"]
+    lines += [f"{tmp}q{i} = {tmp}g{i} - {tmp}m" for i in range(len(args))]
     return lines, f"({' + '.join(f'{tmp}q{i} * {tmp}q{i}' for i in range(len(args)))}) / {count}"
 
 

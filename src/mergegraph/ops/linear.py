@@ -40,6 +40,22 @@ def _apply_delta_spec(specs: Specs, _: Attrs) -> TensorSpec:
     return tile("apply_delta", [base, TensorSpec(delta.shape, delta.dtype)], W)
 
 
+def _column_sum_spec(specs: Specs, _: Attrs) -> TensorSpec:
+    spec = tile("column_sum", tensors("column_sum", specs[:2], 2), None)
+    stats("column_sum", specs[2:], (2, columns_of(spec)))
+    return spec
+
+
+def columns_of(spec: TensorSpec) -> int:
+    """Vectors along the first axis: as many as there are elements in the other axes."""
+    return max(1, spec.numel // spec.shape[0]) if spec.shape and spec.shape[0] else 1
+
+
+def _column_sum_code(args: Sequence[str], _: Attrs, real: Real, __: str) -> Code:
+    x, y, w = args
+    return [], f"{real.type}({w}[0, k]) * {x} + {real.type}({w}[1, k]) * {y}"
+
+
 def _cast_code(args: Sequence[str], attrs: Attrs, _: Real, __: str) -> Code:
     return [], f"round_{attrs['dtype'].lower()}({args[0]})"
 
@@ -88,6 +104,15 @@ weighted_sum = Op(
     "linear:weighted_sum",
     _weighted_sum_code,
 )
+column_sum = Op(
+    "column_sum",
+    _EW,
+    _column_sum_spec,
+    "linear:column_sum",
+    _column_sum_code,
+    by_column=True,
+    workspace=24,
+)
 scale = Op("scale", _EW, elementwise("scale", count=1, small=lambda _: (1,)), "linear:scale", _scale_code)
 delta = Op("delta", _EW, elementwise("delta", W, D, count=2), "linear:delta", _delta_code)
 apply_delta = Op("apply_delta", _EW, _apply_delta_spec, "linear:apply_delta", _apply_delta_code)
@@ -114,3 +139,8 @@ def numel(x: Any) -> int:
 def is_float64(x: Any) -> bool:
     """Whether arithmetic on a node or a tensor is done in float64."""
     return x.spec.dtype is DType.F64 if isinstance(x, Node) else str(x.dtype) == "torch.float64"
+
+
+def columns(x: Any) -> int:
+    """Number of vectors along the first axis of a node or a tensor."""
+    return columns_of(x.spec if isinstance(x, Node) else TensorSpec(tuple(x.shape), DType.F32))

@@ -13,14 +13,20 @@ def _stream_spec(_: Specs, __: Attrs) -> TensorSpec:
     return stat(2)
 
 
+def _dropped(x: str, keep: str, stream: str, real: Real) -> Code:
+    # What is not finite stays: it has to be reported, not dropped.
+    finite = f"{x} - {x} == {real.zero}"
+    return [], f"{real.zero} if uniform({stream}_0, {stream}_1, e) >= {keep} and {finite} else {x}"
+
+
 def _drop_code(args: Sequence[str], _: Attrs, real: Real, __: str) -> Code:
     x, keep, stream = args
-    return [], f"{x} if uniform({stream}_0, {stream}_1, e) < {keep}_0 else {real.zero}"
+    return _dropped(x, f"{keep}_0", stream, real)
 
 
 def _drop_by_code(args: Sequence[str], _: Attrs, real: Real, __: str) -> Code:
     x, keep, stream = args
-    return [], f"{x} if uniform({stream}_0, {stream}_1, e) < {keep} else {real.zero}"
+    return _dropped(x, f"{keep}", stream, real)
 
 
 STREAM = Op("stream", Locality.SMALL, _stream_spec, "random:stream")

@@ -6,8 +6,9 @@ from typing import Any
 
 from mergegraph.errors import GraphError
 from mergegraph.graph.node import Locality, Op
+from mergegraph.kernels.reduction import CHUNK
 from mergegraph.ops.consensus import cap, trim
-from mergegraph.ops.linear import is_float64, numel, scale
+from mergegraph.ops.linear import columns, columns_of, is_float64, numel, scale
 from mergegraph.ops.rules import STAT, Attrs, Specs, from_gram, reduction, small, stat, stats, tensors, tile
 from mergegraph.tensorspec import DType, TensorSpec
 
@@ -48,6 +49,19 @@ def _rescue_spec(specs: Specs, _: Attrs) -> TensorSpec:
     return stat(specs[0].shape[0])
 
 
+def _column_products_spec(specs: Specs, attrs: Attrs) -> TensorSpec:
+    spec = tile("column_products", tensors("column_products", specs, 2), None)
+    if attrs["columns"] != columns_of(spec):
+        raise GraphError(f"column_products of shape {spec.shape} has {columns_of(spec)} columns")
+    return stat(3, attrs["columns"])
+
+
+def _column_arc_spec(specs: Specs, _: Attrs) -> TensorSpec:
+    count = specs[0].shape[-1] if specs and specs[0].shape else 1
+    stats("column_arc", specs, (3, count), 1)
+    return stat(2, count)
+
+
 def _energy_spec(specs: Specs, attrs: Attrs) -> TensorSpec:
     if len(specs) != 1 or len(specs[0].shape) != 1:
         raise GraphError("energy_weights takes the squares of k tensors")
@@ -56,6 +70,8 @@ def _energy_spec(specs: Specs, attrs: Attrs) -> TensorSpec:
 
 
 gram = Op("gram", _REDUCE, reduction("gram", lambda k: (k, k)), "spherical:GRAM")
+_column_products = Op("column_products", _REDUCE, _column_products_spec, "spherical:COLUMNS")
+column_arc = Op("column_arc", _SMALL, _column_arc_spec, "combinations:column_arc_weights")
 squares = Op("squares", _REDUCE, reduction("squares", lambda k: (k,)), "norms:SQUARES")
 l1_norm = Op("l1_norm", _REDUCE, reduction("l1_norm", lambda _: (1,), 1), "norms:L1")
 nonzero = Op("nonzero", _REDUCE, reduction("nonzero", lambda _: (1,), 1), "norms:NONZERO")
@@ -79,6 +95,21 @@ rescue_factors = Op("rescue_factors", _SMALL, _rescue_spec, "norms:rescue_factor
 quartile_fence = Op(
     "quartile_fence", _SMALL, small("quartile_fence", 1, 1, 1, gives=1), "select:quartile_fence"
 )
+
+
+_LEAST_CHUNKS, _MOST_ROWS = 16, 8
+
+
+def column_products(x: Any, y: Any) -> Any:
+    """``x·x``, ``x·y`` and ``y·y`` of every column: ``[3, columns]``.
+
+    State is long, so there are few rows of it, each for a power of two of chunks: that depends on the
+    tensor's size alone.
+    """
+    chunks = _LEAST_CHUNKS
+    while numel(x) > _MOST_ROWS * chunks * CHUNK:
+        chunks *= 2
+    return _column_products(x, y, columns=columns(x), chunks=chunks)
 
 
 def kth_largest_magnitude(x: Any, k: Any) -> Any:
@@ -118,7 +149,7 @@ def keep_middle(x: Any, density: float, gamma: float) -> Any:
     count = numel(x)
     if density >= 1 or count == 0:
         return x
-    keep = max(0, int(density * count))
+    keep = int(max(0.0, density) * count)
     top = max(0, min(int(gamma * count), count - keep))
     if keep == 0:
         return trim(x, float("inf"))

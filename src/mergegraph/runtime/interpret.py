@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mergegraph.graph.node import Node
+from mergegraph.graph.node import Locality, Node
 from mergegraph.kernels.reduction import Array
 from mergegraph.runtime.tiles import Arena, PhaseFunction, Tile
 from mergegraph.schedule.tiling import Phase
@@ -32,41 +32,44 @@ def interpreted(phase: Phase, device: str) -> PhaseFunction:
                 device
             )
         for node in phase.body:
-            values[node.key] = _apply(node, values, tile.job.program.first + tile.begin)
+            values[node.key] = _apply(node, values, tile)
         for reduction, state in zip(phase.reductions, tile.states, strict=True):
-            _fold(reduction, values, state, phase.chunk)
+            _fold(reduction, values, state, phase.chunk, tile.begin)
         return _store(phase, values, tile)
 
     return function
 
 
 def _shaped(flat: Tensor, load: Node, phase: Phase) -> Tensor:
-    """Rows and whole tensors are seen in their own shape; elementwise tiles stay flat."""
+    """Whole tensors are seen in their own shape, rows as ``[rows, columns]``; elementwise tiles stay flat."""
     if not phase.shaped:
         return flat
-    if flat.numel() == load.spec.numel:
-        return flat.reshape(load.spec.shape)
-    return flat.reshape(-1, load.spec.shape[-1])
+    whole = any(n.op.locality is Locality.WHOLE for n in phase.body)
+    return flat.reshape(load.spec.shape) if whole else flat.reshape(-1, phase.unit)
 
 
-def _apply(node: Node, values: dict[bytes, Any], first: int) -> Tensor:
+def _apply(node: Node, values: dict[bytes, Any], tile: Tile) -> Tensor:
     wide = any(x.spec.dtype is DType.F64 for x in node.inputs if not (x.is_stat or x.is_row))
     compute = torch.float64 if wide else torch.float32
     operands = [values[x.key] if x.is_stat or x.is_row else values[x.key].to(compute) for x in node.inputs]
-    index = {"first": first} if node.op.indexed else {}
+    index = {"first": tile.job.program.first + tile.begin} if node.op.indexed else {}
+    index |= {"first": tile.begin} if node.op.by_column else {}
     result: Tensor = node.op.implementation(*operands, **node.attributes, **index)
     return result
 
 
-def _fold(reduction: Node, values: dict[bytes, Any], state: Array, chunk: int) -> None:
+def _fold(reduction: Node, values: dict[bytes, Any], state: Array, chunk: int, first: int) -> None:
     kernel = reduction.op.implementation
     wide = any(x.spec.dtype is DType.F64 for x in reduction.inputs if not x.is_stat)
     compute = torch.float64 if wide else torch.float32
     tensors = [values[x.key].to(compute).reshape(-1) for x in reduction.inputs if not x.is_stat]
     stats = [values[x.key] for x in reduction.inputs if x.is_stat]
-    for row, begin in enumerate(range(0, tensors[0].numel(), chunk)):
+    shared = kernel.chunks(reduction.attributes)
+    for i, begin in enumerate(range(0, tensors[0].numel(), chunk)):
         part = [x[begin : begin + chunk] for x in tensors]
-        state[row if kernel.per_chunk else 0] += kernel.fold_tensors(part, stats, reduction.attributes)
+        # A tile never covers two rows that several chunks share.
+        row = state[i if kernel.per_chunk and shared == 1 else 0]
+        kernel.fold_tensors(row, part, first + begin, stats, reduction.attributes)
 
 
 def _store(phase: Phase, values: dict[bytes, Any], tile: Tile) -> int:

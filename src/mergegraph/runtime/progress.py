@@ -13,7 +13,7 @@ import numpy as np
 
 from mergegraph.graph.node import Node
 from mergegraph.kernels.reduction import Array
-from mergegraph.schedule.memory import JOB_TILES, arity, tile_elements
+from mergegraph.schedule.memory import JOB_TILES, arity, job_elements, state_rows, tile_elements
 from mergegraph.schedule.tiling import Phase, Program
 
 
@@ -89,9 +89,10 @@ class Progress:
         """Take in one result; return the jobs of the next phase if this one is now complete."""
         self.tally.add(result.tally)
         phase = result.job.phase
-        first = result.job.begin // phase.chunk
         for reduction, state, part in zip(phase.reductions, self.states, result.states, strict=True):
-            if reduction.op.implementation.per_chunk:
+            kernel = reduction.op.implementation
+            if kernel.per_chunk:
+                first = result.job.begin // (phase.chunk * kernel.chunks(reduction.attributes))
                 state[first : first + len(part)] = part
             else:
                 state += part
@@ -127,13 +128,13 @@ class Progress:
 
     def _jobs(self, phase: Phase, numel: int) -> Iterator[Job]:
         tile = tile_elements(phase, self.tile)
-        for begin in range(0, numel, JOB_TILES * tile):
-            end = min(numel, begin + JOB_TILES * tile)
+        step = job_elements(phase, self.tile, JOB_TILES)
+        for begin in range(0, numel, step):
+            end = min(numel, begin + step)
             yield Job(self.program, phase, begin, end, tile, self.values)
 
 
 def _state(reduction: Node, numel: int, phase: Phase) -> Array:
     kernel = reduction.op.implementation
-    rows = kernel.rows(numel, phase.chunk)
-    state: Array = kernel.empty(arity(reduction), reduction.attributes, rows)
+    state: Array = kernel.empty(arity(reduction), reduction.attributes, state_rows(reduction, phase, numel))
     return state if kernel.per_chunk else state.astype("int64")

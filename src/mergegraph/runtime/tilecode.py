@@ -30,8 +30,8 @@ from mergegraph.kernels.fused import (
     up_bf16, up_f16,
 )
 from mergegraph.kernels.fused_folds import (
-    fold_gram, fold_histogram32, fold_histogram64, fold_histogram_within32, fold_histogram_within64,
-    fold_l1, fold_nonzero, fold_overlap, fold_squares,
+    fold_columns, fold_gram, fold_histogram32, fold_histogram64, fold_histogram_within32,
+    fold_histogram_within64, fold_l1, fold_nonzero, fold_overlap, fold_squares,
 )
 from mergegraph.kernels.fused_rows import row_arc, row_divergence, row_ranks32, row_ranks64, row_stock
 
@@ -51,10 +51,11 @@ def row_real(node: Node) -> Real:
 def tile_source(phase: Phase) -> str:
     """Return the module text whose ``run`` computes `phase` on one tile.
 
-    ``run(n, at, columns, chunk, x0…, p0…, [rb0, ro0…], [s0, b0…] | [out])``: n elements, the first of
-    which is number `at` of the tensor; the row length and chunk of phases that work on rows; the loads; the
-    statistics as float64 or int64 vectors; for each ROWWISE op a block and a result; for each reduction
-    its state rows and a block; or the output. It returns the number of non-finite elements written.
+    ``run(n, at, begin, columns, chunk, x0…, p0…, [rb0, ro0…], [s0, b0…] | [out])``: n elements, the first
+    of which is number `at` of the tensor and `begin` of the piece; the row length and chunk of phases that
+    work on rows or columns; the loads; the statistics as float64 or int64 arrays; for each ROWWISE op a
+    block and a result; for each reduction its state rows and a block; or the output. It returns the
+    number of non-finite elements written.
     """
     return _HEADER + "@jit\n" + "\n".join(_Writer(phase).lines()) + "\n"
 
@@ -76,7 +77,7 @@ class _Writer:
     def lines(self) -> Iterator[str]:
         """The function, line by line."""
         phase = self.phase
-        names = ["n", "at", "columns", "chunk"]
+        names = ["n", "at", "begin", "columns", "chunk"]
         names += [f"x{i}" for i in range(len(phase.loads))] + [f"p{i}" for i in range(len(phase.stats))]
         names += [f"{kind}{i}" for i in range(len(phase.rows)) for kind in ("rb", "ro")]
         names += [f"{kind}{i}" for i in range(len(phase.reductions)) for kind in ("s", "b")]
@@ -91,9 +92,24 @@ class _Writer:
             yield f"for lo in range(0, n, {BLOCK}):"
             yield f"    m = min({BLOCK}, n - lo)"
             yield from _indented(self._folds(str(CHUNK)))
-        if self.phase.result is not None:
+        if self.phase.result is None:
+            return
+        if any(n.op.by_column for n in self.phase.body):
+            yield from self._by_columns(self.phase.result)
+        else:
             yield "for i in range(n):"
             yield from _indented(self._write(self.phase.result, "i"))
+
+    def _by_columns(self, result: Node) -> Iterator[str]:
+        """Loop over stretches of columns: a division for each element would cost more than all else."""
+        yield "lo = 0"
+        yield "while lo < n:"
+        yield "    c = (begin + lo) % columns"
+        yield "    m = min(columns - c, n - lo)"
+        yield "    for j in range(m):"
+        yield "        k = c + j"
+        yield from _indented(self._write(result, "lo + j"), 8)
+        yield "    lo += m"
 
     def _by_rows(self) -> Iterator[str]:
         yield "m = columns"
@@ -111,7 +127,7 @@ class _Writer:
         for k, operand in enumerate(x for x in row.inputs if not x.is_stat):
             yield "for j in range(m):"
             yield from _indented(self._element(operand, "lo + j"))
-            yield f"    rb{r}[{k}, j] = {real.type}({self.names[operand.key]})"
+            yield f"    rb{r}[{k}, j] = {real.type}({self._value(operand)})"
         stats = [f"{self.names[x.key]}f64_{i}" for x in row.inputs if x.is_stat for i in range(x.spec.numel)]
         function = row.op.row.format(width=64 if real is _F64 else 32)
         yield f"{function}({', '.join([f'rb{r}', 'm', f'ro{r}', *stats])})"
@@ -125,9 +141,10 @@ class _Writer:
             for k, operand in enumerate(x for x in reduction.inputs if not x.is_stat):
                 yield "for j in range(m):"
                 yield from _indented(self._element(operand, "lo + j"))
-                yield f"    b{r}[{k}, j] = {self.names[operand.key]}"
+                yield f"    b{r}[{k}, j] = {self._value(operand)}"
             kernel = reduction.op.implementation
-            row = f"lo // {chunk}" if kernel.per_chunk else "0"
+            several = kernel.per_chunk and kernel.chunks(reduction.attributes) == 1
+            row = f"lo // {chunk}" if several else "0"
             stats = [self.names[x.key] for x in reduction.inputs if x.is_stat]
             yield kernel.code(f"b{r}", "m", f"s{r}[{row}]", stats, reduction.attributes)
 
@@ -135,7 +152,7 @@ class _Writer:
         # A final cast is the store itself.
         source = root.inputs[0] if root.op.name == "cast" else root
         yield from self._element(source, index)
-        yield f"word = {_WRITE[root.spec.dtype].format(self.names[source.key])}"
+        yield f"word = {_WRITE[root.spec.dtype].format(self._value(source))}"
         yield f"out[{index}] = word"
         yield f"bad += 1 if {_NOT_FINITE[root.spec.dtype]} else 0"
 
@@ -157,17 +174,25 @@ class _Writer:
 
     def _operand(self, x: Node, user: Node) -> str:
         name, real = self.names[x.key], real_of(user)
+        if len(x.spec.shape) == 2 and x.is_stat:
+            return name
         if x.is_stat or x.is_row:
             return name + real.type
-        if x.op.locality is Locality.ROWWISE:
-            name = f"{name}[j]"
-        return f"f64({name})" if real is _F64 and x.spec.dtype is not DType.F64 else name
+        value = self._value(x)
+        return f"f64({value})" if real is _F64 and x.spec.dtype is not DType.F64 else value
+
+    def _value(self, x: Node) -> str:
+        """The current element of a tile value: of a whole row, element j."""
+        name = self.names[x.key]
+        return f"{name}[j]" if x.op.locality is Locality.ROWWISE else name
 
     def _hoisted(self) -> Iterator[str]:
         """Statistics become locals, once per float type: the loops must not reload them."""
         used = {(x.key, real_of(n).type) for n in self.phase.body for x in n.inputs if x.is_stat}
         used |= {(x.key, "f64") for n in self.phase.rows for x in n.inputs if x.is_stat}
         for i, stat in enumerate(self.phase.stats):
+            if len(stat.spec.shape) == 2:
+                continue  # numbers for each column are looked up element by element
             if stat.spec.dtype is DType.I64:
                 yield from (f"p{i}_{j} = p{i}[{j}]" for j in range(stat.spec.numel))
             for kind in ("f32", "f64"):

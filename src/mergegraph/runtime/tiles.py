@@ -79,10 +79,10 @@ def generated(phase: Phase, run: Callable[..., Any]) -> PhaseFunction:
     stats = [stat.key for stat in phase.stats]
     folds = [(f"block{i}", arity(r), STORAGE[block_dtype(r)]) for i, r in enumerate(phase.reductions)]
     result = STORAGE[phase.result.spec.dtype] if phase.result is not None else None
+    columns, chunk = phase.columns, phase.chunk
 
     def function(tile: Tile, arena: Arena) -> int:
-        columns = phase.unit
-        args: list[Any] = [tile.count, tile.job.program.first + tile.begin, columns, phase.chunk]
+        args: list[Any] = [tile.count, tile.job.program.first + tile.begin, tile.begin, columns, chunk]
         args += [raw.view(dtype) for raw, dtype in zip(tile.inputs, inputs, strict=True)]
         args += [tile.job.values[key] for key in stats]
         for i, row in enumerate(phase.rows):
@@ -109,7 +109,8 @@ def argument_dtypes(phase: Phase) -> tuple[DType, ...]:
 
 def _block(arena: Arena, name: str, rows: int, columns: int, dtype: Any) -> Array:
     size = rows * columns * np.dtype(dtype).itemsize
-    return arena.bytes(name, size).view(dtype).reshape(rows, columns)
+    block: Array = arena.bytes(name, size).view(dtype).reshape(rows, columns)
+    return block
 
 
 def _row_result(arena: Arena, i: int, row: Node, columns: int) -> Array:
@@ -126,10 +127,10 @@ def row_dtype(row: Node) -> Any:
 
 def warm_up(phase: Phase, run: Callable[..., Any]) -> None:
     """Compile `run` for the argument types of `phase` by calling it on an empty tile."""
-    args: list[Any] = [0, 0, 1, 1]
+    args: list[Any] = [0, 0, 0, 1, 1]
     args += [np.empty(0, STORAGE[load.spec.dtype]) for load in phase.loads]
     args += [
-        np.zeros(max(1, s.spec.numel), np.int64 if s.spec.dtype is DType.I64 else np.float64)
+        np.zeros([max(1, x) for x in s.spec.shape], np.int64 if s.spec.dtype is DType.I64 else np.float64)
         for s in phase.stats
     ]
     arena = Arena()

@@ -7,7 +7,7 @@ the coordinator (`mergegraph.runtime.executor`) owns state.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
 from threading import Thread
@@ -19,7 +19,7 @@ from mergegraph.kernels import fused
 from mergegraph.kernels.reduction import Array
 from mergegraph.runtime.progress import Job, JobResult, Progress, Tally
 from mergegraph.runtime.tiles import Arena, PhaseFunction, Tile
-from mergegraph.schedule.memory import arity
+from mergegraph.schedule.memory import arity, state_rows
 from mergegraph.schedule.tiling import Phase
 from mergegraph.storage.reader import Reader
 from mergegraph.storage.writer import OutputWriter
@@ -68,8 +68,7 @@ class Worker:
         function = self._functions[id(job.phase)]
         states = _job_states(job)
         tally = Tally()
-        for begin in range(job.begin, job.end, job.tile):
-            count = min(job.tile, job.end - begin)
+        for begin, count in _tiles(job):
             started = perf_counter()
             inputs = [self._read(job, i, begin, count) for i in range(len(job.phase.loads))]
             read = perf_counter()
@@ -123,22 +122,33 @@ def checksum(data: Array, offset: int) -> int:
     return total % 2**64
 
 
+def _tiles(job: Job) -> Iterator[tuple[int, int]]:
+    """First element and count of each tile; where long rows of state are shared, none covers two."""
+    stretch = job.phase.stretch if job.phase.stretch > job.phase.chunk else job.end
+    begin = job.begin
+    while begin < job.end:
+        count = min(job.tile, job.end - begin, stretch - begin % stretch)
+        yield begin, count
+        begin += count
+
+
 def _job_states(job: Job) -> list[Array]:
     states = []
     for reduction in job.phase.reductions:
-        kernel = reduction.op.implementation
-        rows = kernel.rows(job.end - job.begin, job.phase.chunk)
-        states.append(kernel.empty(arity(reduction), reduction.attributes, rows))
+        rows = state_rows(reduction, job.phase, job.end - job.begin)
+        states.append(reduction.op.implementation.empty(arity(reduction), reduction.attributes, rows))
     return states
 
 
 def _tile_states(job: Job, states: Sequence[Array], begin: int, count: int) -> list[Array]:
-    first = (begin - job.begin) // job.phase.chunk
-    rows = math.ceil(count / job.phase.chunk)
-    return [
-        state[first : first + rows] if reduction.op.implementation.per_chunk else state
-        for reduction, state in zip(job.phase.reductions, states, strict=True)
-    ]
+    """The rows of each state that a tile adds to."""
+    found = []
+    for reduction, state in zip(job.phase.reductions, states, strict=True):
+        kernel = reduction.op.implementation
+        size = job.phase.chunk * kernel.chunks(reduction.attributes)
+        first = (begin - job.begin) // size
+        found.append(state[first : first + math.ceil(count / size)] if kernel.per_chunk else state)
+    return found
 
 
 class Pool:

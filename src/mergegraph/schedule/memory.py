@@ -17,7 +17,7 @@ from mergegraph.schedule.tiling import Phase, Program
 TILE = 2 * CHUNK
 """Preferred elements per tile: a few operands of it fit in a core's L2 cache."""
 JOB_TILES = 8
-"""Tiles per job handed to a worker: enough to amortise the hand-over."""
+"""Tiles per job handed to a worker, or more to fill rows of state: enough to amortise the hand-over."""
 JOBS_PER_WORKER = 2
 """Jobs handed out ahead, so that no worker waits for the coordinator."""
 BLOCK_BYTES = 4096 * 8
@@ -40,6 +40,18 @@ class Fit:
 def tile_elements(phase: Phase, tile: int) -> int:
     """Elements per tile of `phase`: about `tile`, always a multiple of the phase's chunk."""
     return max(1, tile // phase.chunk) * phase.chunk
+
+
+def job_elements(phase: Phase, tile: int, tiles: int) -> int:
+    """Elements per job of `phase`: about `tiles` tiles, and whole rows of reduction state."""
+    return -(-tiles * tile_elements(phase, tile) // phase.stretch) * phase.stretch
+
+
+def state_rows(reduction: Node, phase: Phase, numel: int) -> int:
+    """Rows of state of a REDUCE node of `phase` for `numel` elements."""
+    kernel = reduction.op.implementation
+    rows: int = kernel.rows(numel, phase.chunk * kernel.chunks(reduction.attributes))
+    return rows
 
 
 def arity(reduction: Node) -> int:
@@ -66,8 +78,7 @@ def state_bytes(phase: Phase, numel: int) -> int:
     """Bytes of reduction state that covers `numel` elements of `phase`."""
     total = 0
     for r in phase.reductions:
-        kernel = r.op.implementation
-        total += kernel.nbytes(arity(r), r.attributes, kernel.rows(numel, phase.chunk))
+        total += r.op.implementation.nbytes(arity(r), r.attributes, state_rows(r, phase, numel))
     return total
 
 
@@ -75,8 +86,9 @@ def program_bytes(program: Program, tile: int, workers: int) -> int:
     """Bytes held when all `workers` are busy with programs like this one."""
     bits = program.spec.dtype.bits
     worker = max(buffer_bytes(p, bits, tile) for p in program.phases)
-    jobs = max(state_bytes(p, JOB_TILES * tile_elements(p, tile)) for p in program.phases)
+    jobs = max(state_bytes(p, job_elements(p, tile, JOB_TILES)) for p in program.phases)
     held = max(2 * state_bytes(p, program.spec.numel) for p in program.phases)
+    held += sum(n.spec.nbytes for p in program.phases for n in (*p.small, *p.reductions))
     return workers * (worker + JOBS_PER_WORKER * (jobs + held))
 
 

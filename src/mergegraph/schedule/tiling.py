@@ -39,7 +39,12 @@ class Phase:
 
     @property
     def generated(self) -> bool:
-        """Whether the phase can run as generated code: every op says how to compute one element."""
+        """Whether the phase can run as generated code: every op says how to compute one element.
+
+        Its loops run over blocks, rows or columns, so an op by column must be the only such thing.
+        """
+        if any(n.op.by_column for n in self.body) and (self.rows or self.reductions):
+            return False
         return all(n.op.scalar is not None or n.op.row for n in self.body)
 
     @property
@@ -62,6 +67,23 @@ class Phase:
         if Locality.ROWWISE in localities:
             return max(1, spec.shape[-1] if spec.shape else 1)
         return 1
+
+    @property
+    def columns(self) -> int:
+        """Length of a row of elements, for ops that see rows or columns; 1 if there are none."""
+        for n in self.reductions:
+            if n.op.implementation.placed:
+                return int(n.attributes["columns"])
+        for n in self.body:
+            if n.op.by_column:
+                return n.inputs[-1].spec.shape[-1]
+        return self.unit
+
+    @property
+    def stretch(self) -> int:
+        """Elements that at most one tile at a time may cover: those that share a row of state."""
+        shared = [n.op.implementation.chunks(n.attributes) for n in self.reductions]
+        return self.chunk * max(shared, default=1)
 
     @property
     def chunk(self) -> int:
