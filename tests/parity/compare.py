@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
+from .masks import Draw, judged
 from .models import Stored
 from .oracle import F64, Mask
 from .reading import Expected
@@ -23,8 +26,11 @@ def half_ulp(values: F64, dtype: str) -> F64:
 
 def against_reference(ours: Stored, expected: Expected) -> str | None:
     """What is wrong with `ours` by the formula alone: one rounding to the output dtype is all it may cost."""
-    ulp = half_ulp(np.maximum(np.abs(ours.values), np.abs(expected.answer.values)), ours.dtype)
-    return _worst(ours.values, expected.answer.values, TOLERANCE + ulp, ~expected.answer.drawn, "the formula")
+    answer = expected.answer
+    if isinstance(answer, Draw):
+        return None
+    ulp = half_ulp(np.maximum(np.abs(ours.values), np.abs(answer.values)), ours.dtype)
+    return _worst(ours.values, answer.values, TOLERANCE + ulp, ~answer.drawn, "the formula")
 
 
 def against_recording(ours: Stored, recorded: Stored, expected: Expected) -> str | None:
@@ -32,14 +38,35 @@ def against_recording(ours: Stored, recorded: Stored, expected: Expected) -> str
 
     Where mergekit computed in at least 32 bits, the two agree to 1e-6, except where a threshold of equal
     magnitudes leaves a choice. Where it rounded on the way, ours is never further from the exact result than
-    the recorded one is, plus the one rounding that any answer needs.
+    the recorded one is, plus the one rounding that any answer needs. What chance decided is not compared.
     """
     answer = expected.answer
+    if isinstance(answer, Draw):
+        return None
     if expected.wide:
         return _worst(ours.values, recorded.values, TOLERANCE, ~(answer.tied | answer.drawn), "the recording")
     theirs = np.abs(recorded.values - answer.values)
     ulp = half_ulp(np.maximum(np.abs(ours.values), np.abs(answer.values)), ours.dtype)
     return _worst(ours.values, answer.values, theirs + ulp + TOLERANCE, ~answer.drawn, "the exact result")
+
+
+def against_chance(
+    tensors: Mapping[str, Stored], expected: Mapping[str, Expected], *, roundings: float = 2.0
+) -> dict[str, list[str]]:
+    """What is wrong with the tensors of a merge that chance had a say in, one by one and together.
+
+    `roundings` is how many times a result may have been rounded to its dtype: once, and once more because the
+    factors are found from rounded numbers.
+    """
+    drawn = []
+    loose = 1e-4
+    for name, tensor in tensors.items():
+        answer = expected[name].answer
+        if isinstance(answer, Draw):
+            ulp = half_ulp(np.abs(tensor.values) + np.abs(answer.base), tensor.dtype)
+            drawn.append((name, answer, tensor.values, 2 * TOLERANCE + roundings * ulp))
+            loose = loose if expected[name].wide else 0.03
+    return judged(drawn, loose=loose)
 
 
 def _worst(ours: F64, wanted: F64, allowed: F64 | float, counted: Mask, what: str) -> str | None:

@@ -22,7 +22,14 @@ EXPERT = re.compile(r"\.experts\.")
 
 
 def per_expert(tensors: Mapping[str, F64]) -> dict[str, F64]:
-    """`tensors` under their per-expert names, whichever layout they are in; other tensors are left alone."""
+    """`tensors` under their per-expert names, whichever layout they are in; other tensors are left alone.
+
+    Raises:
+        ValueError: there are tensors of both layouts, which no loader reads.
+    """
+    own, of_stack = ([name for name in tensors if form.fullmatch(name)] for form in (_MATRIX, _STACK))
+    if own and of_stack:
+        raise ValueError(f"two layouts in one checkpoint: {own[0]} and {of_stack[0]}")
     found: dict[str, F64] = {}
     for name, values in tensors.items():
         match = _STACK.fullmatch(name)

@@ -7,6 +7,7 @@ are those that transformers itself writes (`golden/blueprints.json`, made by `re
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import struct
@@ -129,6 +130,7 @@ MODELS: Mapping[str, Model] = {
 }
 
 
+@functools.cache
 def blueprints() -> dict[str, dict[str, Any]]:
     """The config and the tensor shapes of each family, as transformers writes them."""
     loaded: dict[str, dict[str, Any]] = json.loads((GOLDEN / "blueprints.json").read_text())
@@ -160,7 +162,8 @@ def _tensor(model: Model, name: str, shape: tuple[int, ...]) -> F64:
     return (model.sign * values).reshape(shape)
 
 
-def tensors(key: str) -> dict[str, F64]:
+@functools.cache
+def tensors(key: str) -> Mapping[str, F64]:
     """The values of checkpoint `key`, exactly as its files hold them, in float64."""
     model = MODELS[key]
     shapes = blueprints()[model.blueprint]["tensors"]

@@ -18,7 +18,9 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +80,7 @@ def write_blueprints() -> None:
         found[name] = {"config": saved, "tensors": shapes}
     models.GOLDEN.mkdir(exist_ok=True)
     (models.GOLDEN / "blueprints.json").write_text(json.dumps(found, indent=1) + "\n")
+    models.blueprints.cache_clear()
 
 
 def check_loads(root: Path) -> None:
@@ -114,9 +117,9 @@ def record_case(mergekit: str, case: str, root: Path) -> dict[str, Any]:
     return {"plan": plans.digest(text), "config": fields}
 
 
-def record_refusal(mergekit: str, case: str, root: Path) -> dict[str, Any]:
-    """Run a plan that mergekit must refuse."""
-    text = plans.template(case, plans.CASES / "refused")
+def record_failure(mergekit: str, case: str, root: Path, folder_of_case: Path) -> dict[str, Any]:
+    """Run a plan that mergekit must refuse, or fail on."""
+    text = plans.template(case, folder_of_case)
     with tempfile.TemporaryDirectory() as folder:
         done = _run(mergekit, text, root, Path(folder))
     if done.returncode == 0:
@@ -140,35 +143,37 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     arguments = parser.parse_args()
     everything = not arguments.cases and not arguments.missing
-    known_shapes = (models.GOLDEN / "blueprints.json").exists() and set(models.blueprints())
-    if everything or known_shapes != set(_blueprint_configs()):
+    drawn = set(models.blueprints()) if (models.GOLDEN / "blueprints.json").exists() else set()
+    if everything or drawn != set(_blueprint_configs()):
         write_blueprints()
     old = json.loads(RECORDED.read_text()) if RECORDED.exists() and not everything else {}
-    known, refused = old.get("cases", {}), old.get("refused", {})
+    groups: list[tuple[str, Path, Callable[[str, str, Path], dict[str, Any]]]] = [
+        ("cases", plans.CASES, record_case),
+        ("refused", plans.REFUSED, partial(record_failure, folder_of_case=plans.REFUSED)),
+        ("beyond", plans.BEYOND, partial(record_failure, folder_of_case=plans.BEYOND)),
+    ]
+    known = {group: old.get(group, {}) for group, _, _ in groups}
     with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(arguments.jobs) as pool:
         root = Path(scratch)
         check_loads(root)
-        for folder, record, target in (
-            (plans.CASES, record_case, known),
-            (plans.CASES / "refused", record_refusal, refused),
-        ):
-            cases = _selected(folder, arguments, target)
+        for group, folder, record in groups:
+            cases = _selected(folder, arguments, known[group])
             jobs = [(case, pool.submit(record, arguments.mergekit, case, root)) for case in cases]
             for case, job in jobs:
                 try:
-                    target[case] = job.result()
+                    known[group][case] = job.result()
                 except RuntimeError as error:
                     print(error, file=sys.stderr)
     for stale in models.GOLDEN.glob("*.safetensors"):
         if stale.stem not in plans.names():
             stale.unlink()
     packages = ("mergekit", "torch", "transformers", "numpy")
-    result = {
+    result: dict[str, Any] = {
         "versions": {name: importlib.metadata.version(name) for name in packages},
         "inputs": {key: models.digest(key) for key in models.MODELS},
-        "cases": {case: known[case] for case in plans.names() if case in known},
-        "refused": {case: refused[case] for case in plans.names(plans.CASES / "refused") if case in refused},
     }
+    for group, folder, _ in groups:
+        result[group] = {case: known[group][case] for case in plans.names(folder) if case in known[group]}
     RECORDED.write_text(json.dumps(result, indent=1) + "\n")
 
 
