@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 import mergegraph
 from mergegraph.cli.app import app
+from mergegraph.methods import all_methods
 from mergegraph.testing import Llama, write_llama
 
 SHAPE = Llama(layers=4, hidden=8, intermediate=12, heads=2, kv_heads=1, vocab=300)
@@ -44,9 +45,9 @@ def answer(plan: str, *options: str, code: int = 2) -> str:
 def test_a_mistyped_method() -> None:
     assert (
         answer("merge_method: slrep\nbase_model: ./a\nmodels: [{model: ./b}]\nparameters: {t: 0.5}\n")
-        == """\
+        == f"""\
 p.yml:1: unknown merge method 'slrep'
-    → did you mean 'slerp'? the methods are linear, passthrough, slerp, task_arithmetic, ties
+    → did you mean 'slerp'? the methods are {", ".join(all_methods())}
 1 problem; nothing was written
 """
     )
@@ -164,6 +165,7 @@ slices:
 
 
 def test_a_missing_model_hides_no_wrong_roles() -> None:
+    Path("b/tokenizer.json").write_text("{}")
     plan = """\
 merge_method: slerp
 parameters: {t: 0.5}
@@ -297,3 +299,56 @@ def test_run_writes_nothing_either(tmp_path: Path) -> None:
     assert done.exit_code == 2
     assert "unknown merge method" in done.output
     assert not [p for p in tmp_path.iterdir() if "out" in p.name]
+
+
+TOKENIZERS = """\
+merge_method: linear
+parameters: {weight: 1}
+tokenizer_source: union
+chat_template: auto
+models: [{model: ./a}, {model: ./b}]
+"""
+
+
+def test_tokenizer_keys_are_accepted_where_the_files_are_equal() -> None:
+    text = answer(TOKENIZERS, code=0)
+    assert "p.yml:3: tokenizer_source changes nothing" in text
+    assert "p.yml:4: chat_template changes nothing" in text
+
+
+def test_a_template_is_the_same_wherever_it_is_written() -> None:
+    Path("a/chat_template.jinja").write_text("{{ messages }}\n")
+    settings = json.loads(Path("b/tokenizer_config.json").read_text())
+    Path("b/tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": "{{ messages }}"}))
+    assert "p.yml:4: chat_template changes nothing" in answer(TOKENIZERS, code=0)
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "chat_template.jinja"])
+def test_one_byte_is_a_difference(file: str) -> None:
+    for name, text in (("a", "{}"), ("b", "{ }")):
+        Path(name, file).write_text(text)
+    line = 3 if file == "tokenizer.json" else 4
+    text = answer(TOKENIZERS)
+    assert f"p.yml:{line}: " in text
+    assert "./b differs from ./a" in text
+    assert text.endswith("1 problem; nothing was written\n")
+
+
+def test_tokenizers_of_the_older_forms_are_compared_too() -> None:
+    for name in ("a", "b"):
+        Path(name, "tokenizer.json").unlink()
+        Path(name, "vocab.json").write_text("{}")
+    assert "./a, ./b have none that can be read" in answer(TOKENIZERS)
+    for name in ("a", "b"):
+        Path(name, "merges.txt").write_text("a b")
+    assert "p.yml:3: tokenizer_source changes nothing" in answer(TOKENIZERS, code=0)
+    Path("b/merges.txt").write_text("b a")
+    assert "./b differs from ./a" in answer(TOKENIZERS)
+    for name in ("a", "b"):
+        Path(name, "tokenizer.model").write_bytes(b"pieces")
+    assert "p.yml:3: tokenizer_source changes nothing" in answer(TOKENIZERS, code=0)
+
+
+def test_a_directory_with_a_plus_in_its_name_is_no_adapter() -> None:
+    write_llama(Path("a+b"), SHAPE)
+    answer("merge_method: linear\nparameters: {weight: 1}\nmodels: [{model: a+b}, {model: ./a}]\n", code=0)

@@ -165,6 +165,16 @@ def test_one_model_may_be_in_many_slices() -> None:
     assert said(stacked(("a", 0, 3), ("a", 1, 4)), llama("a")) == []
 
 
+@pytest.mark.parametrize("method", ["passthrough", "linear"])
+def test_slices_of_encoder_and_decoder_are_refused_once(method: str) -> None:
+    tensors = {f"{side}.block.{i}.w": (2, 2) for side in ("encoder", "decoder") for i in range(4)}
+    plan = stacked(("a", 0, 2), ("a", 2, 4)).replace("passthrough", method)
+    plan += "parameters: {weight: 1}\n"
+    (problem,) = problems(plan, index("a", tensors, {"num_layers": 4}))
+    assert "an encoder and of a decoder" in problem.message
+    assert problem.where == "p.yml:3"
+
+
 # ---- what this version does not do -----------------------------------------------------------------
 
 

@@ -12,6 +12,7 @@ import torch
 import transformers
 
 import mergegraph
+from mergegraph.tensorspec import DType
 from tests.architectures.families import CAUSAL, Made, config_of, family, shapes_of
 from tests.compiler.headers import CONFIG, LLAMA, compiled, index, linear, llama, stacked
 
@@ -142,6 +143,7 @@ def config_after(config: dict[str, Any], *parts: tuple[str, int, int]) -> dict[s
         ("first_k_dense_replace", 2, 1),
         ("max_window_layers", 1, 0),
         ("hybrid_override_pattern", "M-*M", "-*M"),
+        ("attention_types", [[["g", "l"], 2]], [[["l"], 1], [["g"], 1], [["l"], 1]]),
         ("eos_token_id", [1, 2, 3, 4], [1, 2, 3, 4]),
         ("architectures", ["A", "B", "C", "D"], ["A", "B", "C", "D"]),
         ("mrope_section", [8, 16], [8, 16]),
@@ -173,6 +175,28 @@ def test_a_model_of_another_depth_lends_its_own_values() -> None:
     )
     a = llama("a", layer_types=list("abcd"))
     assert compiled(stacked(("a", 0, 2), ("deep", 4, 6)), a, deep).config["layer_types"] == list("abyz")
+
+
+def test_an_empty_list_of_special_layers_is_a_value() -> None:
+    a, b = llama("a", mlp_only_layers=[0, 1, 2, 3]), llama("b", mlp_only_layers=[])
+    assert compiled(stacked(("a", 0, 2), ("b", 2, 4)), a, b).config["mlp_only_layers"] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "value", [[[["g"], 10**15]], [[3, 4]], [["g"]], [[["g", "l"], -2]], [["gl", "2"]], [4]], ids=str
+)
+def test_cycles_that_make_no_sense_are_left_alone(value: Any) -> None:
+    assert config_after({"attention_types": value}, ("a", 1, 4))["attention_types"] == value
+
+
+def test_llama_4_lists_that_are_empty_or_missing_are_derived() -> None:
+    """The hub's configs write ``no_rope_layers: []`` for "as usual"."""
+    made = family("llama4_text")
+    config = {**made.config, "no_rope_layers": [], "layer_types": None, "moe_layers": None}
+    config["interleave_moe_layer_step"] = 2
+    after = sliced(made, config, ("a", 1, 4)).config
+    assert after["no_rope_layers"] == [1, 1, 0]
+    assert after["moe_layers"] == [0, 2]
 
 
 def test_every_key_that_counts_the_layers_is_corrected() -> None:
@@ -226,6 +250,17 @@ def test_nested_configs_agree_on_the_dtype() -> None:
     nested = {name: {"dtype": "float32"} for name in ("text_config", "vision_config", "audio_config")}
     after = compiled(linear("a", tail="dtype: bfloat16\n"), llama("a", **nested)).config
     assert {name: after[name]["dtype"] for name in nested} == dict.fromkeys(nested, "bfloat16")
+
+
+def test_a_tower_in_another_dtype_keeps_saying_so() -> None:
+    """Without a dtype in the plan every tensor keeps its own."""
+    tensors = {"model.embed_tokens.weight": ((9, 2), DType.BF16), "vision.embed.weight": (2, 2)}
+    parts = {"text_config": {"dtype": "float16"}, "vision_config": {"dtype": "float32"}}
+    model = index("a", tensors, {"dtype": "float16", **parts, "audio_config": {"dtype": None}})
+    after = compiled(linear("a"), model).config
+    assert after["dtype"] == after["text_config"]["dtype"] == "bfloat16"
+    assert after["vision_config"]["dtype"] == "float32"
+    assert after["audio_config"]["dtype"] is None
 
 
 # ---- really loading --------------------------------------------------------------------------------

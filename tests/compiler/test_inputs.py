@@ -150,3 +150,50 @@ def test_a_nested_config_rules_it_out_too() -> None:
 def test_only_heads_are_looked_for_elsewhere() -> None:
     model = Input(ModelRef("m"), "m", llama("m", TIED))
     assert model.find("model.norm.bias") is None
+
+
+# ---- what stands where -----------------------------------------------------------------------------
+
+
+def test_whole_towers_and_what_connects_them_stand_before_the_layers() -> None:
+    """::
+
+    vision.blocks.0 …   vision.norm   projector   model.layers.0 …   model.norm   lm_head   score
+    └──────────────── at the input ───────────┘
+    """
+    body = {**layers("model.layers", 3), **layers("vision.blocks", 2), "model.embed_tokens.weight": (9, 2)}
+    rest = ("vision.norm.w", "projector.w", "model.norm.w", "lm_head.weight", "score.weight")
+    model = made({**body, **dict.fromkeys(rest, (2,))}, {"num_hidden_layers": 3})
+    expected = {n for n in model.tensors if n.startswith(("vision.", "projector.", "model.embed"))}
+    assert set(model.at_input) == expected
+
+
+def test_a_second_stack_beside_the_layers_moves_nothing_else() -> None:
+    model = made(
+        {**layers("model.layers", 3), **layers("model.mtp", 2), "model.norm.w": (2,), "model.w": (2,)},
+        {"num_hidden_layers": 3},
+    )
+    assert all(name.startswith("model.mtp.") for name in model.at_input)
+    assert len(model.at_input) == 2
+
+
+@pytest.mark.parametrize(
+    ("stacks", "both"),
+    [
+        (("encoder.block", "decoder.block"), True),
+        (("model.encoder.layers", "model.decoder.layers"), True),
+        (("language_model.model.decoder.layers", "vision_model.encoder.layers"), False),
+        (("encoder.layers", "language_model.layers"), False),
+        (("model.decoder.layers",), False),
+    ],
+)
+def test_an_encoder_belongs_to_a_decoder_if_it_stands_beside_it(stacks: tuple[str, ...], both: bool) -> None:
+    """T5, BART; BLIP-2 with OPT, a vision tower, OPT."""
+    model = made({n: s for prefix in stacks for n, s in layers(prefix, 2).items()})
+    assert model.encodes_and_decodes is both
+
+
+def test_hostile_names_do_not_make_alignment_slow() -> None:
+    """Quadratic time would be minutes here."""
+    mine, other = ({f"{who}{i}.w": None for i in range(20_000)} for who in "ab")
+    assert align_prefix(mine, other) == ("", "")

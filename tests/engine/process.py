@@ -125,7 +125,9 @@ def main(plan: str, out: str, options: str = "{}") -> None:
     except MergeGraphError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    facts = {name: getattr(report, name) for name in ("resumed", "tensors", "plan_peak", "peak_working", "budget")}
+    facts = {
+        name: getattr(report, name) for name in ("resumed", "tensors", "plan_peak", "peak_working", "budget")
+    }
     used = memory()[1] - resident
     assert before - resident <= used, "importing must not be the peak that is measured"
     print(json.dumps(facts | {"used": used, "modules": sorted(sys.modules)}))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,9 @@ from mergegraph.testing import write_checkpoint
 METHODS = ("linear", "slerp", "ties", "passthrough")
 MODELS = ("base", "chat", "code")
 CONFIG = {"model_type": "tiny", "architectures": ["Tiny"], "num_hidden_layers": 2}
+
+MEDIUM: dict[str, tuple[int, ...]] = {"a.weight": (300, 517), "b.weight": (300, 517), "c.norm": (517,)}
+"""Two tensors of two tiles and a small one, for tests that need models of their own."""
 
 # One tensor of several jobs, some of several tiles, and everything small that a checkpoint may hold.
 SHAPES: dict[str, tuple[int, ...]] = {
@@ -75,13 +78,13 @@ def make(
     root: Path,
     tensors: Mapping[str, Mapping[str, np.ndarray[Any, Any]]] | None = None,
     *,
-    models: Sequence[str] = MODELS,
+    shapes: Mapping[str, tuple[int, ...]] = SHAPES,
     shard_size: int | None = 700_000,
     narrow: bool = True,
 ) -> Scenario:
     """Write the models; float32 tensors are rounded to bfloat16 if `narrow`. Each has integers, too."""
-    for seed, name in enumerate(models):
-        held = dict(values(seed)) if tensors is None else dict(tensors[name])
+    for seed, name in enumerate(MODELS):
+        held = dict(values(seed, shapes)) if tensors is None else dict(tensors[name])
         if tensors is None:
             held["model.layers.0.steps"] = np.arange(1000, dtype=np.int64)
         write_checkpoint(
@@ -109,7 +112,9 @@ def tensors_of(directory: Path) -> dict[str, Any]:
     from safetensors.torch import load_file
 
     return {
-        name: tensor for path in sorted(directory.glob("*.safetensors")) for name, tensor in load_file(path).items()
+        name: tensor
+        for path in sorted(directory.glob("*.safetensors"))
+        for name, tensor in load_file(path).items()
     }
 
 
@@ -118,6 +123,10 @@ def tensor_bytes(directory: Path) -> dict[str, tuple[str, tuple[int, ...], bytes
     import torch
 
     return {
-        name: (str(x.dtype), tuple(x.shape), x.reshape(-1).view(torch.uint8).numpy().tobytes() if x.numel() else b"")
+        name: (
+            str(x.dtype),
+            tuple(x.shape),
+            x.reshape(-1).view(torch.uint8).numpy().tobytes() if x.numel() else b"",
+        )
         for name, x in sorted(tensors_of(directory).items())
     }

@@ -93,7 +93,9 @@ def test_nothing_is_told_of_a_run_that_is_refused(shared: Scenario, tmp_path: Pa
     assert events == []
 
 
-def test_a_second_run_into_the_same_place_is_refused_and_the_first_goes_on(shared: Scenario, tmp_path: Path) -> None:
+def test_a_second_run_into_the_same_place_is_refused_and_the_first_goes_on(
+    shared: Scenario, tmp_path: Path
+) -> None:
     refused: list[ResumeError] = []
 
     def second(event: Event) -> None:

@@ -23,7 +23,8 @@ def scenario(tmp_path: Path) -> Scenario:
 
 
 @pytest.mark.parametrize(
-    ("where", "relation"), [("chat", "is the input"), ("chat/merged", "is inside"), (".", "contains the input")]
+    ("where", "relation"),
+    [("chat", "is the input"), ("chat/merged", "is inside"), (".", "contains the input")],
 )
 @pytest.mark.parametrize("force", [False, True])
 def test_an_output_over_an_input_is_refused_even_with_force(
@@ -48,7 +49,9 @@ def test_a_single_file_is_guarded_too_but_not_the_folder_around_it(tmp_path: Pat
     assert verify(tmp_path / "merged") == []
 
 
-def test_a_directory_that_holds_something_is_left_alone_without_force(scenario: Scenario, tmp_path: Path) -> None:
+def test_a_directory_that_holds_something_is_left_alone_without_force(
+    scenario: Scenario, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / "notes.txt").write_text("mine")
@@ -85,7 +88,9 @@ def test_a_file_where_staging_should_be_is_refused_and_kept(scenario: Scenario, 
     assert (tmp_path / ".out.mergegraph").read_text() == "mine"
 
 
-def test_force_leaves_nothing_of_an_older_model_that_a_loader_could_find(scenario: Scenario, tmp_path: Path) -> None:
+def test_force_leaves_nothing_of_an_older_model_that_a_loader_could_find(
+    scenario: Scenario, tmp_path: Path
+) -> None:
     out, fresh = tmp_path / "out", tmp_path / "fresh" / "out"
     many = {f"old.{i}": np.ones(100, np.float32) for i in range(9)}
     write_checkpoint(out, many, shard_size=500, config=CONFIG)

@@ -14,14 +14,18 @@ from mergegraph import run
 from mergegraph.storage.reader import Reader
 from mergegraph.storage.writer import OutputWriter
 from tests.engine.process import run_to_end
-from tests.engine.scenario import METHODS, Scenario
+from tests.engine.scenario import Scenario
 
 DESCRIPTORS = Path("/proc/self/fd")
 needs_proc = pytest.mark.skipif(not DESCRIPTORS.is_dir(), reason="open files are counted in /proc")
 
 
 def open_files() -> dict[str, str]:
-    return {name: os.readlink(DESCRIPTORS / name) for name in os.listdir(DESCRIPTORS) if (DESCRIPTORS / name).exists()}
+    return {
+        name: os.readlink(DESCRIPTORS / name)
+        for name in os.listdir(DESCRIPTORS)
+        if (DESCRIPTORS / name).exists()
+    }
 
 
 def own_threads() -> list[str]:
@@ -53,7 +57,9 @@ def test_a_run_leaves_no_file_open_and_no_thread_running(shared: Scenario, tmp_p
 
 
 @needs_proc
-@pytest.mark.parametrize("error", [Trouble("odd"), KeyError("k"), SystemExit(3), MemoryError(), KeyboardInterrupt()])
+@pytest.mark.parametrize(
+    "error", [Trouble("odd"), KeyError("k"), SystemExit(3), MemoryError(), KeyboardInterrupt()]
+)
 @pytest.mark.parametrize(("owner", "method"), [(Reader, "read_into"), (OutputWriter, "write")])
 def test_whatever_a_worker_raises_comes_out_unchanged_and_everything_is_closed(
     shared: Scenario,
@@ -96,7 +102,7 @@ def test_a_failure_late_in_one_worker_stops_the_others(
     assert own_threads() == []
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["ties", "passthrough"])
 def test_a_run_on_the_cpu_loads_neither_torch_nor_what_only_other_commands_need(
     shared: Scenario, tmp_path: Path, method: str
 ) -> None:

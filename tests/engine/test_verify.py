@@ -55,7 +55,9 @@ def test_what_was_written_is_as_it_was_written(merged: Path) -> None:
 
 
 @pytest.mark.parametrize("where", ["first", "middle", "last"])
-@pytest.mark.parametrize("tensor", [n for n, shape in SHAPES.items() if 0 not in shape] + ["model.layers.0.steps"])
+@pytest.mark.parametrize(
+    "tensor", [n for n, shape in SHAPES.items() if 0 not in shape] + ["model.layers.0.steps"]
+)
 def test_one_flipped_bit_is_found_wherever_it_is(merged: Path, tensor: str, where: str) -> None:
     path, begin, end = place_of(merged, tensor)
     flip(path, {"first": begin, "middle": (begin + end) // 2, "last": end - 1}[where])
@@ -112,7 +114,8 @@ def test_a_missing_shard_or_index_is_an_error_of_the_checkpoint(merged: Path) ->
 
 
 @pytest.mark.parametrize(
-    "text", [None, "", "{", "[]", "null", '{"versions": {}}', '{"checksums": []}', '{"checksums": null}', "\xff"]
+    "text",
+    [None, "", "{", "[]", "null", '{"versions": {}}', '{"checksums": []}', '{"checksums": null}', "\xff"],
 )
 def test_without_a_readable_manifest_there_is_nothing_to_verify(merged: Path, text: str | None) -> None:
     manifest = merged / "mergegraph.json"

@@ -9,7 +9,7 @@ import pytest
 from tests.engine.scenario import Scenario, make
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="package", autouse=True)
 def code_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MERGEGRAPH_CACHE", str(tmp_path_factory.mktemp("code")))

@@ -147,11 +147,13 @@ class TestUnits:
         phase = self.phase(ROWS, shape)
         assert phase.unit == unit
         assert phase.chunk % unit == 0
-        assert CHUNK - unit < phase.chunk <= max(CHUNK, unit)
+        assert phase.chunk % 8 == 0
+        assert CHUNK - unit < phase.chunk < CHUNK + 8 * unit
         assert not phase.generated
 
-    def test_a_row_longer_than_a_chunk_is_a_chunk(self) -> None:
-        assert self.phase(ROWS, (2, CHUNK + 3)).chunk == CHUNK + 3
+    def test_a_row_longer_than_a_chunk_is_a_chunk_if_tiles_then_begin_at_whole_words(self) -> None:
+        assert self.phase(ROWS, (2, CHUNK + 8)).chunk == CHUNK + 8
+        assert self.phase(ROWS, (2, CHUNK + 3)).chunk == 8 * (CHUNK + 3)
 
     def test_a_whole_tensor_is_one_unit(self) -> None:
         assert self.phase(WHOLE, (300, 500)).unit == 150_000

@@ -519,3 +519,11 @@ def test_ids_are_recognised(text: str) -> None:
 )
 def test_paths_and_files_are_not_taken_for_ids(text: str) -> None:
     assert not hub.looks_like_repo(text)
+
+
+def test_a_small_file_can_be_read_before_anything_is_fetched(server: Hub) -> None:
+    index = hub.open_hub_checkpoint(REPO, None, name=REPO)
+    server.forget()
+    assert hub.read_sidecar(index, "tokenizer.json") == b"{}"
+    assert len(server.asked("GET")) == 1
+    assert server.sent == 2

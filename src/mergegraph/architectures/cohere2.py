@@ -4,4 +4,4 @@ from __future__ import annotations
 
 from mergegraph.architectures.base import Family, every_nth_full
 
-FAMILY = Family(("cohere2",), every_nth_full(4, "sliding_window_pattern"))
+FAMILY = Family(("cohere2",), {"layer_types": every_nth_full(4, "sliding_window_pattern")})

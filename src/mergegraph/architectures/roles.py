@@ -8,29 +8,46 @@ from __future__ import annotations
 
 import re
 
-_HEADS = ("lm_head", "embed_out", "output", "score", "classifier", "cls")
+_HEAD = re.compile(
+    r"(^|\.)(lm_head|embed_out|output|output_projection|output_layer|lm_head\.decoder"
+    r"|cls\.predictions\.decoder)\.weight$|^head\.weight$"
+)
+# Components that models put beside their body, not inside it.
+_OUTPUT_SIDE = re.compile(
+    r"(lm_head|embed_out|output|output_projection|output_layer|final_logits_bias|head|cls|score"
+    r"|classifier|qa_outputs|v_head|value_head|reward_head)(\.|$)"
+)
 _EMBEDDING = re.compile(
     r"(^|[._])(embed|embeds|embedding|embeddings|embedder|wte|wpe|tok_embeddings|word_embeddings?"
-    r"|embed_tokens|embed_in|project_in|word_embeddings_layernorm)([._]|$)"
+    r"|embed_tokens|embed_in|project_in|word_embeddings_layernorm)([._]|$)|(^|\.)shared\.weight$"
 )
+_NORM_AFTER = re.compile(r"(^|\.)embedding_norm\.")  # LFM2 calls its last norm after the tied embedding
 _TOKEN_EMBEDDING = re.compile(
-    r"(^|\.)(embed_tokens|wte|tok_embeddings|word_embeddings|embed_in|embeddings|token_embedding)\.weight$"
+    r"(^|\.)(embed_tokens|wte|tok_embeddings|word_embeddings|embed_in|embeddings|token_embedding|shared)"
+    r"\.weight$"
 )
 _DERIVED = re.compile(
-    r"(^|\.)(rotary_emb\.(inv_freq|cos_cached|sin_cached)|attn\.masked_bias|embeddings\.position_ids)$"
+    r"(^|\.)(rotary_(pos_)?emb\.(inv_freq|cos_cached|sin_cached)|(attn|attention)\.masked_bias"
+    r"|embeddings\.position_ids)$"
 )
 _CAUSAL_MASK = re.compile(r"\.(attn|attention)\.bias$")
 
 
 def is_head(name: str) -> bool:
-    """Whether `name` is the output projection (``lm_head.weight``, ``embed_out.weight``, …)."""
-    parts = name.split(".")
-    return len(parts) >= 2 and parts[-2] in _HEADS and parts[-1] == "weight"
+    """Whether `name` is the projection onto the vocabulary (``lm_head.weight``), which may be tied."""
+    return _HEAD.search(name) is not None
+
+
+def is_output_side(name: str) -> bool:
+    """Whether `name` belongs to what models put after their body: a head of any kind, tied or not."""
+    return _OUTPUT_SIDE.match(name) is not None or is_head(name)
 
 
 def is_before_layers(name: str) -> bool:
     """Whether a tensor outside the layers belongs before them: embeddings and what goes with them."""
-    return not is_head(name) and _EMBEDDING.search(name) is not None
+    if is_output_side(name) or _NORM_AFTER.search(name) is not None:
+        return False
+    return _EMBEDDING.search(name) is not None
 
 
 def is_token_embedding(name: str) -> bool:

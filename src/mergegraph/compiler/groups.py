@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from mergegraph.architectures.roles import is_before_layers, is_head
+from mergegraph.architectures.roles import is_head
 from mergegraph.checkpoint.index import TensorEntry
 from mergegraph.checkpoint.names import split_layer, with_layer
 from mergegraph.compiler.inputs import Input
@@ -48,7 +48,7 @@ class Group:
 
 def as_slices(plan: MergePlan) -> tuple[Slice, ...]:
     """The plan's slices; ``models:`` become one slice over all layers, an unlisted base comes last."""
-    if plan.slices:
+    if plan.slices or not plan.models:
         return plan.slices
     sources = plan.models
     base = plan.base_model
@@ -63,12 +63,35 @@ def layer_range(source: Source, model: Input) -> tuple[int, int]:
     return source.layer_range or (0, model.layers)
 
 
+def comparable(slices: tuple[Slice, ...], inputs: Mapping[ModelRef, Input]) -> tuple[Slice, ...]:
+    """What can be compared where the plan as a whole cannot be compiled.
+
+    Models that are not in `inputs` are left out, and ranges that go too far are cut.
+    """
+    parts = []
+    for part in slices:
+        sources = [s for s in part.sources if s.model in inputs]
+        spans = [layer_range(s, inputs[s.model]) for s in sources]
+        lengths = [
+            min(end, inputs[s.model].layers) - start for s, (start, end) in zip(sources, spans, strict=True)
+        ]
+        length = max(min(lengths, default=0), 0)
+        cut = [
+            replace(s, layer_range=(start, start + length))
+            for s, (start, _) in zip(sources, spans, strict=True)
+        ]
+        if cut:
+            parts.append(replace(part, sources=tuple(cut)))
+    return tuple(parts)
+
+
 def groups(slices: tuple[Slice, ...], inputs: Mapping[ModelRef, Input], donor: Input) -> Iterator[Group]:
     """Yield a group per output tensor: before the layers, the layers, after the layers."""
     first, last = slices[0], slices[-1]
     before = _outside(first, inputs)
     after = (before if first is last else _outside(last, inputs)) | _heads(inputs)
-    yield from (_flat(name, first, inputs) for name in before if is_before_layers(name))
+    at_input = {name: None for model in inputs.values() for name in model.at_input}
+    yield from (_flat(name, first, inputs) for name in before if name in at_input)
     prefix = donor.stack.prefix if donor.stack else ""
     position = 0
     for part in slices:
@@ -76,7 +99,7 @@ def groups(slices: tuple[Slice, ...], inputs: Mapping[ModelRef, Input], donor: I
         for k in range(end - start):
             yield from _layer(part, inputs, prefix, position, k, end - start)
             position += 1
-    yield from (_flat(name, last, inputs) for name in after if not is_before_layers(name))
+    yield from (_flat(name, last, inputs) for name in after if name not in at_input)
 
 
 def _outside(part: Slice, inputs: Mapping[ModelRef, Input]) -> dict[str, None]:

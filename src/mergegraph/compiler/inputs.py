@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from mergegraph.architectures.roles import is_head, is_token_embedding
+from mergegraph.architectures.roles import is_before_layers, is_head, is_output_side, is_token_embedding
 from mergegraph.checkpoint.index import CheckpointIndex, TensorEntry
 from mergegraph.checkpoint.names import LayerStack, layer_stacks, split_layer
 from mergegraph.plan.values import ModelRef
@@ -20,7 +21,8 @@ LAYER_KEYS = (
     "num_decoder_layers",
     "decoder_layers",
 )
-_NESTED = ("text_config", "llm_config", "language_config")
+NESTED = ("text_config", "llm_config", "language_config")
+"""Where models that wrap a language model keep its config."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +35,16 @@ class Input:
         index: what is in it.
         prefix: leading part of its tensor names that the donor's names lack or have instead:
             (own, donor's), one of them empty.
+        tokenizer: digest of its tokenizer's files; None if there are none, or the plan has no use for it.
+        chat_template: digest of its chat template; None as for `tokenizer`.
     """
 
     ref: ModelRef
     key: str
     index: CheckpointIndex
     prefix: tuple[str, str] = ("", "")
+    tokenizer: str | None = None
+    chat_template: str | None = None
 
     @property
     def name(self) -> str:
@@ -48,16 +54,10 @@ class Input:
     @cached_property
     def tensors(self) -> Mapping[str, tuple[str, TensorEntry]]:
         """(own name, entry) by the name in the donor's spelling, in natural order."""
-        own, donor = self.prefix
-        if own == donor:
-            return {name: (name, entry) for name, entry in self.index.tensors.items()}
-        return {self._renamed(name): (name, entry) for name, entry in self.index.tensors.items()}
-
-    def _renamed(self, name: str) -> str:
-        own, donor = self.prefix
-        if own:
-            return name.removeprefix(own)
-        return name if is_head(name) else donor + name
+        entries = self.index.tensors
+        if self.prefix[0] == self.prefix[1]:
+            return {name: (name, entry) for name, entry in entries.items()}
+        return {new: (own, entries[own]) for own, new in _respelled(entries, self.prefix).items()}
 
     @cached_property
     def stacks(self) -> tuple[LayerStack, ...]:
@@ -66,15 +66,36 @@ class Input:
 
     @cached_property
     def stack(self) -> LayerStack | None:
-        """The stack of decoder layers: the one whose length the config states, else the longest."""
+        """The stack of decoder layers.
+
+        Of those whose length the config states (else of all), the one nearest to a token embedding: a
+        vision or audio tower may be as deep. Of several such, the longest.
+        """
         counts = [count for _, count in layer_counts(self.index.config)]
-        stated = [s for s in self.stacks if s.count in counts]
-        return max(stated or self.stacks, key=lambda s: s.count, default=None)
+        stated = [s for s in self.stacks if s.count in counts] or self.stacks
+        if len(stated) < 2:
+            return next(iter(stated), None)
+        embeddings = [name.split(".") for name in self.tensors if is_token_embedding(name)]
+
+        def nearness(stack: LayerStack) -> int:
+            return max((_common(stack.prefix.split("."), name) for name in embeddings), default=0)
+
+        return max(stated, key=lambda s: (nearness(s), s.count))
 
     @property
     def layers(self) -> int:
         """Number of decoder layers, by the tensors."""
         return self.stack.count if self.stack else 0
+
+    @property
+    def encodes_and_decodes(self) -> bool:
+        """Whether an encoder of its own stands before the decoder, as in T5 and BART."""
+        prefixes = [stack.prefix.split(".") for stack in self.stacks]
+        swapped = [["encoder" if step == "decoder" else step for step in path] for path in prefixes]
+        siblings = any(
+            other in prefixes for path, other in zip(prefixes, swapped, strict=True) if path != other
+        )
+        return siblings or (self.index.config.get("is_encoder_decoder") is True and len(prefixes) > 1)
 
     @cached_property
     def by_layer(self) -> tuple[dict[str, None], ...]:
@@ -94,9 +115,48 @@ class Input:
         return {n: None for n in self.tensors if stack is None or split_layer(n, stack.prefix) is None}
 
     @cached_property
+    def at_input(self) -> dict[str, None]:
+        """Names of the tensors before the decoder layers: embeddings, and whole towers beside the decoder."""
+        return {n: None for n in self.outside if is_before_layers(n) or self._is_aside(n)}
+
+    def _is_aside(self, name: str) -> bool:
+        """Whether a tensor is part of another tower, or of what connects it to the decoder.
+
+        ::
+
+            vision_tower.layers.0 …   projector …   language_model.layers.0 …
+            └── root of the tower                   └── root of the decoder
+        """
+        if is_output_side(name):
+            return False
+        return any(
+            name.startswith(tower) or (decoder is not None and not name.startswith(decoder))
+            for tower, decoder in self._roots
+        )
+
+    @cached_property
+    def _roots(self) -> tuple[tuple[str, str | None], ...]:
+        """(root, root of the decoder) for every other stack; None where the two are next to each other."""
+        if self.stack is None:
+            return ()
+        own = self.stack.prefix.split(".")
+        roots: list[tuple[str, str | None]] = []
+        for stack in self.stacks:
+            path = stack.prefix.split(".")
+            shared = _common(path, own)
+            if stack is not self.stack and shared < len(path):
+                decoder = f"{'.'.join(own[: shared + 1])}." if shared + 1 < len(own) else None
+                roots.append((f"{'.'.join(path[: shared + 1])}.", decoder))
+        return tuple(roots)
+
+    @cached_property
     def embedding(self) -> str | None:
         """The token embedding that a missing head is tied to; None if the config rules tying out."""
-        if self.index.config.get("tie_word_embeddings") is False:
+        parts = (self.index.config, *(self.index.config.get(part) for part in NESTED))
+        stated = (
+            p["tie_word_embeddings"] for p in parts if isinstance(p, Mapping) and "tie_word_embeddings" in p
+        )
+        if next(stated, None) is False:
             return None
         return next((n for n in self.outside if is_token_embedding(n)), None)
 
@@ -111,9 +171,9 @@ class Input:
 def layer_counts(config: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], int]]:
     """Yield (path, value) of every config key that states a number of layers."""
     for key in LAYER_KEYS:
-        if isinstance(config.get(key), int):
+        if type(config.get(key)) is int:
             yield (key,), config[key]
-    for part in _NESTED:
+    for part in NESTED:
         inner = config.get(part)
         if isinstance(inner, dict):
             for path, value in layer_counts(inner):
@@ -124,19 +184,38 @@ def align_prefix(names: Mapping[str, object], donor: Mapping[str, object]) -> tu
     """Find the leading component that turns `names` into `donor`'s spelling.
 
     Some models are saved with or without their body's prefix (``transformer.h.0`` and ``h.0``).
-    Returns (prefix to remove, prefix to add); both empty unless it makes most names agree.
+    Returns (prefix to remove, prefix to add); both empty unless it makes most names agree, and keeps
+    them distinct.
     """
-
-    def common(candidates: Iterator[str]) -> int:
-        return sum(name in donor for name in candidates)
-
-    best, score = ("", ""), max(common(iter(names)), len(names) // 2)
-    for first in dict.fromkeys(name.split(".")[0] for name in names):
-        found = common(n.removeprefix(f"{first}.") for n in names if n.startswith(f"{first}."))
-        if found > score:
-            best, score = (f"{first}.", ""), found
-    for first in dict.fromkeys(name.split(".")[0] for name in donor):
-        found = common(f"{first}.{n}" for n in names)
-        if found > score:
-            best, score = ("", f"{first}."), found
+    half = len(names) // 2
+    if sum(name in donor for name in names) > half:
+        return "", ""
+    best, score = ("", ""), half
+    candidates = [(f"{first}.", "") for first in _frequent(names, half)]
+    candidates += [("", f"{first}.") for first in _frequent(donor, half)]
+    for prefix in candidates:
+        respelled = dict.fromkeys(_respelled(names, prefix).values())
+        found = sum(name in donor for name in respelled)
+        if found > score and len(respelled) == len(names):
+            best, score = prefix, found
     return best
+
+
+def _frequent(names: Iterable[str], least: int) -> list[str]:
+    """First components of more than `least` names: no other can bring most of them into line."""
+    return [first for first, count in Counter(n.split(".", 1)[0] for n in names).items() if count > least]
+
+
+def _respelled(names: Iterable[str], prefix: tuple[str, str]) -> dict[str, str]:
+    """The donor's spelling of each name."""
+    own, donor = prefix
+    if own:
+        return {name: name.removeprefix(own) for name in names}
+    # A body saved alone has its heads beside the prefix; of a whole model, even the head is below it.
+    whole = len({name.split(".", 1)[0] for name in names if not is_output_side(name)}) == 1
+    return {name: name if is_output_side(name) and not whole else donor + name for name in names}
+
+
+def _common(a: list[str], b: list[str]) -> int:
+    """How many leading components two names share."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

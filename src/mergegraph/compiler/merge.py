@@ -10,15 +10,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from mergegraph.architectures.roles import is_derived
-from mergegraph.compiler.checks import check_plan, shape_problem
+from mergegraph.compiler.checks import Sound, check_plan
 from mergegraph.compiler.config import output_config
-from mergegraph.compiler.groups import Group, Operand, as_slices, groups
+from mergegraph.compiler.conflicts import Conflicts, spec_of
+from mergegraph.compiler.groups import Group, Operand, as_slices, comparable, groups
 from mergegraph.compiler.inputs import Input
-from mergegraph.compiler.notes import notes
+from mergegraph.compiler.notes import FilterUse, notes
 from mergegraph.compiler.report import Assignment, CompileReport, Dropped, Partial, config_differences, unused
-from mergegraph.compiler.resolver import Resolver, Setting
+from mergegraph.compiler.resolver import Resolver, Setting, UnresolvedError
 from mergegraph.compiler.seeds import stream_of
-from mergegraph.errors import GraphError
+from mergegraph.errors import GraphError, Problem
 from mergegraph.graph.graph import Graph, Output, Piece, SourceTensor
 from mergegraph.graph.node import Node
 from mergegraph.graph.simplify import simplify
@@ -39,6 +40,10 @@ class Compiled:
     report: CompileReport
 
 
+Streams = tuple[tuple[float, float], ...]
+"""For each slot of an expression, its random stream."""
+
+
 def donor_of(plan: MergePlan, inputs: Mapping[ModelRef, Input]) -> Input:
     """The model that config, tokenizer and the like come from: the base, else the first in the plan."""
     return inputs[plan.base_model or plan.referenced_models()[0]]
@@ -47,58 +52,94 @@ def donor_of(plan: MergePlan, inputs: Mapping[ModelRef, Input]) -> Input:
 def compile_merge(
     plan: MergePlan, method: MergeMethod, inputs: Mapping[ModelRef, Input], seed: int | None = None
 ) -> Compiled:
-    """Compile `plan` over `inputs` (every referenced model).
+    """Compile `plan` over `inputs` (every referenced model); `seed` is for methods that draw at random.
 
     Raises:
         PlanError: with every problem found.
     """
     problems = Problems()
-    check_plan(plan, method, inputs, problems)
-    problems.raise_if_any()
-    compiler = _Compiler(plan, method, inputs, problems, seed)
+    sound = check_plan(plan, method, inputs, problems)
+    if problems.found:
+        problems.extend(_tensor_problems(plan, method, inputs, sound))
+        problems.raise_if_any()
+    compiler = _Compiler(plan, method, inputs, seed=seed)
     graph = compiler.graph()
+    problems.extend(compiler.conflicts.problems())
     if not graph.outputs and not problems.found:
         problems.add("the plan has no output tensor", plan.method_origin, "give models that hold tensors")
     problems.raise_if_any()
-    return Compiled(graph, compiler.config(graph), compiler.report(graph))
+    config, remarks = compiler.config(graph)
+    return Compiled(graph, config, compiler.report(graph, remarks))
+
+
+def find_problems(
+    plan: MergePlan, method: MergeMethod | None, inputs: Mapping[ModelRef, Input]
+) -> list[Problem]:
+    """Return what can be told to be wrong, even if the method is unknown (None) or models are missing."""
+    problems = Problems()
+    sound = check_plan(plan, method, inputs, problems)
+    problems.extend(_tensor_problems(plan, method, inputs, sound))
+    return problems.sorted()
+
+
+def _tensor_problems(
+    plan: MergePlan, method: MergeMethod | None, inputs: Mapping[ModelRef, Input], sound: Sound
+) -> list[Problem]:
+    """What is wrong with single tensors, as far as a plan with other problems lets it be seen."""
+    if method is not None and sound.roles:
+        compiler = _Compiler(plan, method, inputs, resolving=sound.parameters)
+        compiler.graph()
+        return compiler.conflicts.problems()
+    conflicts = Conflicts()
+    slices = comparable(as_slices(plan), inputs)
+    if slices:
+        base = None if plan.base_model is None else inputs.get(plan.base_model)
+        donor = base or next(iter(inputs.values()))
+        for group in groups(slices, inputs, donor):
+            present = [o for o in group.operands if o.entry is not None]
+            if present and not is_derived(group.name, len(spec_of(present[0]).shape)):
+                conflicts.agree(group, present)
+    return conflicts.problems()
 
 
 def settings_of(
     plan: MergePlan, method: MergeMethod, inputs: Mapping[ModelRef, Input], tensor: str
 ) -> list[Setting]:
     """Return the resolved parameters of one output tensor of a plan that compiles."""
-    return _Compiler(plan, method, inputs, Problems()).settings(tensor)
+    return _Compiler(plan, method, inputs).settings(tensor)
 
 
 class _Compiler:
-    """One compilation: builds outputs one by one and keeps account of what they use."""
+    """One compilation: builds outputs one by one and keeps account of what they use.
+
+    Without `resolving` it only finds problems: parameters are known to be wrong, and no output is built.
+    """
 
     def __init__(
         self,
         plan: MergePlan,
         method: MergeMethod,
         inputs: Mapping[ModelRef, Input],
-        problems: Problems,
+        *,
         seed: int | None = None,
+        resolving: bool = True,
     ) -> None:
-        self.plan, self.method, self.inputs, self.problems = plan, method, inputs, problems
-        self.donor = donor_of(plan, inputs)
+        self.plan, self.method, self.inputs, self.resolving = plan, method, inputs, resolving
         self.seed = seed
+        self.donor = donor_of(plan, inputs)
         self.slices = as_slices(plan)
         self.resolver = Resolver(plan, method)
+        self.conflicts = Conflicts()
         self.partial: list[Partial] = []
         self.dropped: list[Dropped] = []
+        self._use = FilterUse(plan, method, self.slices)
         self._templates: dict[object, Node] = {}
         self._assigned: dict[tuple[Values, tuple[tuple[str, Values], ...]], list[str]] = {}
 
     def graph(self) -> Graph:
         outputs: dict[str, Output] = {}
         for group in groups(self.slices, self.inputs, self.donor):
-            try:
-                output = self._output(group)
-            except (ValueError, GraphError) as error:
-                self._problem(group, str(error))
-                continue
+            output = self._output(group)
             if output is not None:
                 outputs[group.name] = output
         return Graph(outputs)
@@ -111,16 +152,17 @@ class _Compiler:
                 return self.resolver.settings(group, chosen[1]) if chosen and chosen[1] else []
         return []
 
-    def config(self, graph: Graph) -> dict[str, Any]:
+    def config(self, graph: Graph) -> tuple[dict[str, Any], list[str]]:
+        """The output's config, and remarks on it."""
         return output_config(self.plan, self.slices, self.inputs, self.donor, graph)
 
-    def report(self, graph: Graph) -> CompileReport:
+    def report(self, graph: Graph, remarks: list[str]) -> CompileReport:
         dropped = [*self.dropped, *unused(self.inputs, graph, self.dropped)]
         return CompileReport(
             partial=tuple(self.partial),
             dropped=tuple(dropped),
             config_differences=config_differences(self.inputs),
-            notes=notes(self.plan, self.method, self.inputs, graph),
+            notes=(*notes(self.plan, self.method, self.inputs, self.donor, self._use), *remarks),
             parameters=tuple(
                 Assignment(shared, each, tuple(tensors)) for (shared, each), tensors in self._assigned.items()
             ),
@@ -132,22 +174,22 @@ class _Compiler:
         present = [o for o in group.operands if o.entry is not None]
         if not present:
             return None
-        specs = [_spec(o) for o in present]
-        if is_derived(group.name, len(specs[0].shape)):
-            return self._derived(group, present)
-        if any(s.shape != specs[0].shape for s in specs):
-            self._shape_problem(group, present)
+        first = spec_of(present[0])
+        if is_derived(group.name, len(first.shape)):
+            return self._noted(group, self._derived(group, present))
+        if not self.conflicts.agree(group, present):
             return None
-        if not all(s.dtype.arithmetic for s in specs):
-            return self._checked(group, present, specs)
+        if not first.dtype.arithmetic:
+            return self._noted(group, self._checked(present))
         chosen = self._arrange(group, present)
-        if chosen is None:
-            return None
-        base, models = chosen
-        if len(present) < len(group.operands):
-            missing = tuple(o.input.name for o in group.operands if o.entry is None)
+        return None if chosen is None else self._noted(group, self._merged(group, *chosen))
+
+    def _noted(self, group: Group, output: Output | None) -> Output | None:
+        """The output, and a note of the models that take no part in it."""
+        missing = tuple(o.input.name for o in group.operands if o.entry is None)
+        if output is not None and missing:
             self.partial.append(Partial(group.name, missing))
-        return self._merged(group, base, models)
+        return output
 
     def _arrange(self, group: Group, present: list[Operand]) -> tuple[Operand | None, list[Operand]] | None:
         """Split operands into base and models; None if the tensor is left out (noted or a problem).
@@ -184,29 +226,37 @@ class _Compiler:
             case "copy":
                 return present[0], []
             case _:
+                text = f"{group.name} is in {have} but not in {lack}, and {self.method.name} needs it there"
+                where = str(present[0].source.origin)
                 hint = "set unmatched: copy (take it as it is) or unmatched: drop in the plan"
-                message = (
-                    f"{group.name} is in {have} but not in {lack}, and {self.method.name} needs it there"
-                )
-                self._problem(group, message, hint)
+                self.conflicts.add((have, lack), Problem(text, where, group.name, None, hint))
                 return None
 
-    def _merged(self, group: Group, base: Operand | None, models: list[Operand]) -> Output:
+    def _merged(self, group: Group, base: Operand | None, models: list[Operand]) -> Output | None:
+        if not self.resolving:
+            return None
         operands = [o for o in group.operands if o is base or any(o is m for m in models)]
-        specs = [_spec(o) for o in operands]
+        specs = [spec_of(o) for o in operands]
         out = self.plan.out_dtype or self.plan.dtype or promote([s.dtype for s in specs])
-        shared, each = self.resolver.values(group, models) if models else (Values({}), ())
+        try:
+            shared, each = self.resolver.values(group, models) if models else (Values({}), ())
+            roles = tuple("base" if o is base else "model" for o in operands)
+            key = (tuple(specs), roles, shared, each, out)
+            if key not in self._templates:
+                self._templates[key] = self._template(specs, roles, shared, each, out)
+        except (ValueError, GraphError) as error:
+            self._unbuilt(group, models, error)
+            return None
         if models:
+            self._use.note(group, models)
             named = tuple((o.input.name, p) for o, p in zip(models, each, strict=True))
             self._assigned.setdefault((shared, named), []).append(group.name)
-        roles = tuple("base" if o is base else "model" for o in operands)
-        key = (tuple(specs), roles, shared, each, out)
-        if key not in self._templates:
-            self._templates[key] = self._template(specs, roles, shared, each, out)
-        streams: tuple[tuple[float, float], ...] = ()
-        if self.method.random:
-            streams = tuple(stream_of(self.seed, group.name, o.input.name) for o in operands)
-        return _bound(self._templates[key], operands, streams)
+        return _bound(self._templates[key], operands, self._streams(group, operands))
+
+    def _streams(self, group: Group, operands: list[Operand]) -> Streams:
+        if not self.method.random:
+            return ()
+        return tuple(stream_of(self.seed, group.name, o.input.name) for o in operands)
 
     def _template(
         self,
@@ -220,7 +270,7 @@ class _Compiler:
         loads = [self._widened(load(i, spec)) for i, spec in enumerate(specs)]
         base = next((x for x, role in zip(loads, roles, strict=True) if role == "base"), None)
         models = tuple(x for x, role in zip(loads, roles, strict=True) if role == "model")
-        if self.method.random:
+        if self.method.random and models:
             slots = [i for i, role in enumerate(roles) if role == "model"]
             each = tuple(v.including("stream", stream(i)) for v, i in zip(each, slots, strict=True))
         result = self.method.build(base, models, shared, each) if models else base
@@ -230,43 +280,35 @@ class _Compiler:
         return cast(x, dtype="F64") if self.plan.dtype is DType.F64 else x
 
     def _derived(self, group: Group, present: list[Operand]) -> Output | None:
-        """A buffer that loaders recompute: the donor's, unchanged; nobody's if the donor has none."""
-        own = next((o for o in present if o.input is self.donor), None)
+        """A buffer that loaders recompute, unchanged: the donor's, and nobody's if the donor has none.
+
+        Layers that the donor has no part in keep the first model's.
+        """
+        taking_part = any(o.input is self.donor for o in group.operands)
+        own = next((o for o in present if not taking_part or o.input is self.donor), None)
         left = [o for o in present if o is not own]
         self.dropped += [Dropped(o.input.name, o.tensor, "derived buffer") for o in left]
-        return None if own is None else _bound(load(0, _spec(own)), [own])
+        return None if own is None else _bound(load(0, spec_of(own)), [own])
 
-    def _checked(self, group: Group, present: list[Operand], specs: list[TensorSpec]) -> Output | None:
+    def _checked(self, present: list[Operand]) -> Output:
         """No arithmetic on integers and packed floats: equal in all inputs, or an error in the run."""
-        if any(s.dtype is not specs[0].dtype for s in specs):
-            kinds = ", ".join(
-                f"{s.dtype.torch_name} in {o.input.name}" for o, s in zip(present, specs, strict=True)
-            )
-            self._problem(group, f"{group.name} cannot be merged: {kinds}")
-            return None
-        loads = [load(i, spec) for i, spec in enumerate(specs)]
+        loads = [load(i, spec_of(o)) for i, o in enumerate(present)]
         return _bound(loads[0] if len(loads) == 1 else IDENTICAL(*loads), present)
 
-    # ---- problems -------------------------------------------------------------------------------
-
-    def _problem(self, group: Group, message: str, hint: str | None = None) -> None:
-        text = message if group.name in message else f"{group.name}: {message}"
-        self.problems.add(text, group.part.origin, hint)
-
-    def _shape_problem(self, group: Group, present: list[Operand]) -> None:
-        shapes = {o.input.name: _spec(o).shape for o in present}
-        self.problems.add(*shape_problem(group.name, shapes, group.part.origin))
-
-
-def _spec(operand: Operand) -> TensorSpec:
-    assert operand.entry is not None
-    return operand.entry.spec
+    def _unbuilt(self, group: Group, models: list[Operand], error: ValueError | GraphError) -> None:
+        """Note why an output cannot be computed, at the plan line that decides it."""
+        if isinstance(error, UnresolvedError):
+            hint = "end the list with a condition without filter"
+            text, where, model = f"{error} for {group.name}", error.origin, error.model
+        else:
+            hint, text, model = None, f"{group.name}: {error}", None
+            settings = self.resolver.settings(group, models)
+            settings.sort(key=lambda s: s.model is None)  # those of single models first
+            where = next((s.origin for s in settings if s.origin is not None), self.plan.method_origin)
+        self.conflicts.add((str(error), str(where)), Problem(text, str(where), group.name, model, hint))
 
 
-def _bound(
-    expression: Node, operands: list[Operand], streams: tuple[tuple[float, float], ...] = ()
-) -> Output:
+def _bound(expression: Node, operands: list[Operand], streams: Streams = ()) -> Output:
     sources = tuple(SourceTensor(o.input.key, o.tensor) for o in operands)
-    return Output(
-        TensorSpec(expression.spec.shape, expression.spec.dtype), (Piece(expression, sources, streams),)
-    )
+    spec = TensorSpec(expression.spec.shape, expression.spec.dtype)
+    return Output(spec, (Piece(expression, sources, streams),))

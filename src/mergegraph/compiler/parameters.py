@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from mergegraph.compiler.groups import as_slices
 from mergegraph.errors import Problem, did_you_mean
 from mergegraph.graph.node import Origin
+from mergegraph.methods import all_methods
 from mergegraph.methods.base import Kind, MergeMethod, Parameter, Scalar
 from mergegraph.plan.merge import MergePlan, Source
 from mergegraph.plan.source import Problems
@@ -128,14 +129,17 @@ def check_range(value: Scalar, parameter: Parameter) -> Scalar:
     return value
 
 
-def check_parameters(plan: MergePlan, method: MergeMethod) -> list[Problem]:
+def check_parameters(plan: MergePlan, method: MergeMethod | None) -> list[Problem]:
     """Return what is wrong with the parameters of `plan`, in line order.
 
     Reports names that no method has, values of the wrong type or out of range, and required parameters
     that no level sets. Whether filters leave a tensor without a required value shows only when it is
-    resolved.
+    resolved. Of an unknown method (None) only names that no method has can be reported.
     """
     problems = Problems()
+    if method is None:
+        _check_names(plan, problems)
+        return problems.sorted()
     _check_level(plan.parameters, method, None, problems)
     for part in plan.slices:
         _check_level(part.parameters, method, None, problems)
@@ -165,6 +169,18 @@ def parameter_notes(plan: MergePlan, method: MergeMethod) -> list[str]:
                     "move it to the parameters of the slice or of the plan"
                 )
     return notes
+
+
+def _check_names(plan: MergePlan, problems: Problems) -> None:
+    known = [*FOREIGN, *(p.name for method in all_methods().values() for p in method.parameters)]
+    levels: list[tuple[Parameters, str | None]] = [(plan.parameters, None)]
+    levels += [(part.parameters, None) for part in plan.slices]
+    levels += [(source.parameters, str(source.model)) for source in plan.sources()]
+    for level, model in levels:
+        for name, setting in level.items():
+            if name not in known:
+                hint = did_you_mean(name, known) or "remove the line"
+                problems.add(f"no merge method has a parameter {name!r}", setting.origin, hint, model)
 
 
 def _check_level(level: Parameters, method: MergeMethod, source: Source | None, problems: Problems) -> None:

@@ -108,11 +108,18 @@ def config_differences(inputs: Mapping[ModelRef, Input]) -> tuple[ConfigDifferen
     found = []
     for key in keys:
         values = {name: config.get(key) for name, config in flat.items()}
-        if key.split(".")[0] not in _INSIGNIFICANT and any(
-            v != next(iter(values.values())) for v in values.values()
-        ):
+        first = next(iter(values.values()))
+        if key.split(".")[0] not in _INSIGNIFICANT and any(_differ(v, first) for v in values.values()):
             found.append(ConfigDifference(key, values))
     return tuple(found)
+
+
+def _differ(a: str | None, b: str | None) -> bool:
+    """Whether two values differ as JSON does: 10000 and 10000.0 are one number, 1 and true are two things."""
+    if a == b or a is None or b is None:
+        return a != b
+    x, y = json.loads(a), json.loads(b)
+    return isinstance(x, bool) or isinstance(y, bool) or bool(x != y)
 
 
 def _flatten(config: Mapping[str, Any], path: str = "") -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from mergegraph.compiler.groups import Group, Operand
@@ -10,7 +10,10 @@ from mergegraph.compiler.parameters import resolve
 from mergegraph.graph.node import Origin
 from mergegraph.methods.base import MergeMethod, Parameter, Scalar, Values
 from mergegraph.plan.merge import MergePlan
-from mergegraph.plan.values import Condition, Parameters
+from mergegraph.plan.values import Parameters
+
+Resolved = tuple[Values, tuple[Values, ...]]
+"""The shared values, and one `Values` per model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +26,15 @@ class Setting:
     origin: Origin | None
 
 
+class UnresolvedError(ValueError):
+    """A required parameter has no value for a tensor; `origin` and `model` say whose it is."""
+
+    def __init__(self, message: str, origin: Origin, model: str | None) -> None:
+        super().__init__(message)
+        self.origin = origin
+        self.model = model
+
+
 class Resolver:
     """Resolves parameters of a plan for one output tensor after the other.
 
@@ -33,17 +45,30 @@ class Resolver:
     def __init__(self, plan: MergePlan, method: MergeMethod) -> None:
         self._plan = plan
         self._method = method
-        self._cache: dict[object, tuple[Scalar | None, Origin | None]] = {}
+        self._filters: dict[tuple[int, ...], tuple[str, ...]] = {}
+        self._cache: dict[object, Resolved] = {}
 
-    def values(self, group: Group, models: Sequence[Operand]) -> tuple[Values, tuple[Values, ...]]:
+    def values(self, group: Group, models: Sequence[Operand]) -> Resolved:
         """Return the shared values, and one `Values` per model.
 
         Raises:
-            ValueError: a required parameter has no value for this tensor.
+            UnresolvedError: a required parameter has no value for this tensor.
         """
-        shared = {p.name: self._shared(p, group)[0] for p in self._method.shared}
-        each = tuple(Values({p.name: self._each(p, group, o)[0] for p in self._method.each}) for o in models)
-        return Values(shared), each
+        # Of a tensor's name only matters which filters it meets, so most tensors of a layer share one answer.
+        who = (id(group.part), *(id(o.source) for o in models))
+        filters = self._filters.get(who)
+        if filters is None:
+            filters = self._filters[who] = self._filters_of(group, models)
+        key: object = (who, group.t)
+        if filters:
+            names = (group.name, *(o.filter_name for o in models))
+            key = (who, group.t, tuple(text in name for text in filters for name in names))
+        found = self._cache.get(key)
+        if found is None:
+            shared = Values({p.name: self._shared(p, group)[0] for p in self._method.shared})
+            each = (Values({p.name: self._each(p, group, o)[0] for p in self._method.each}) for o in models)
+            found = self._cache[key] = (shared, tuple(each))
+        return found
 
     def settings(self, group: Group, models: Sequence[Operand]) -> list[Setting]:
         """Return every parameter of a tensor with its origin, for showing."""
@@ -52,43 +77,47 @@ class Resolver:
             found += [Setting(p.name, o.input.name, *self._each(p, group, o)) for p in self._method.each]
         return found
 
+    def _filters_of(self, group: Group, models: Sequence[Operand]) -> tuple[str, ...]:
+        levels = [self._plan.parameters, group.part.parameters, *(o.source.parameters for o in models)]
+        used = [level[p.name] for level in levels for p in self._method.parameters if p.name in level]
+        texts = (condition.filter for setting in used for condition in setting.conditions)
+        return tuple(dict.fromkeys(text for text in texts if text is not None and text != "*"))
+
     def _shared(self, parameter: Parameter, group: Group) -> tuple[Scalar | None, Origin | None]:
         levels = (group.part.parameters, self._plan.parameters)
-        return self._lookup(parameter, levels, group.name, group.t, None)
+        found = self._lookup(parameter, levels, group.name, group.t)
+        if found is None:
+            where = group.part.origin if self._plan.slices else self._plan.method_origin
+            raise self._unresolved(parameter, levels, where, None)
+        return found
 
     def _each(self, parameter: Parameter, group: Group, o: Operand) -> tuple[Scalar | None, Origin | None]:
         levels = (o.source.parameters, group.part.parameters, self._plan.parameters)
-        return self._lookup(parameter, levels, o.filter_name, group.t, o.input.name)
+        found = self._lookup(parameter, levels, o.filter_name, group.t)
+        if found is None:
+            raise self._unresolved(parameter, levels, o.source.origin, o.input.name)
+        return found
 
     def _lookup(
-        self, parameter: Parameter, levels: tuple[Parameters, ...], tensor: str, t: float, model: str | None
-    ) -> tuple[Scalar | None, Origin | None]:
-        # Without filters the name does not matter, and most tensors of a layer share one answer.
-        filtered = any(
-            c.filter not in (None, "*") for level in levels for c in _conditions(level, parameter.name)
-        )
-        key = (parameter.name, tuple(map(id, levels)), t, tensor if filtered else None)
-        if key not in self._cache:
-            self._cache[key] = self._resolve(parameter, levels, tensor, t, model)
-        return self._cache[key]
-
-    def _resolve(
-        self, parameter: Parameter, levels: tuple[Parameters, ...], tensor: str, t: float, model: str | None
-    ) -> tuple[Scalar | None, Origin | None]:
+        self, parameter: Parameter, levels: tuple[Parameters, ...], tensor: str, t: float
+    ) -> tuple[Scalar | None, Origin | None] | None:
+        """Value and origin; None if the parameter is required and no level has a value."""
         found = resolve(levels, parameter, tensor, t)
         if found is not None:
             return found.value, found.origin
         if parameter.required:
-            whose = f" for {model}" if model else ""
-            raise ValueError(
-                f"{self._method.name} needs {parameter.name!r}{whose}, and no filter of the plan gives it a "
-                f"value for {tensor}; end the list with a condition without filter"
-            )
+            return None
         default = parameter.default
         assert default is None or isinstance(default, bool | int | float | str)
         return default, None
 
-
-def _conditions(level: Parameters, name: str) -> tuple[Condition, ...]:
-    setting = level.get(name)
-    return setting.conditions if setting is not None else ()
+    def _unresolved(
+        self, parameter: Parameter, levels: Iterable[Parameters], where: Origin, model: str | None
+    ) -> UnresolvedError:
+        """The error, at the line of the nearest setting whose filters leave the tensor out."""
+        setting = next((level[parameter.name] for level in levels if parameter.name in level), None)
+        whose = f" for {model}" if model else ""
+        message = (
+            f"{self._method.name} needs {parameter.name!r}{whose}, and no filter of the plan gives it a value"
+        )
+        return UnresolvedError(message, where if setting is None else setting.origin, model)

@@ -5,10 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from mergegraph.compiler.checks import check_shapes
 from mergegraph.compiler.inputs import Input
-from mergegraph.compiler.merge import compile_merge
-from mergegraph.compiler.parameters import check_parameters
+from mergegraph.compiler.merge import find_problems
 from mergegraph.engine.opening import open_inputs
 from mergegraph.errors import PlanError, Problem
 from mergegraph.methods import get_method
@@ -51,18 +49,8 @@ def resolve(plan: MergePlan, problems: Problems) -> tuple[MergeMethod, dict[Mode
     except PlanError as error:
         problems.extend(error.problems)
     inputs = open_inputs(plan, problems)
-    complete = method is not None and inputs.keys() >= dict.fromkeys(plan.referenced_models()).keys()
-    if problems.found and plan.sources():
-        if method is not None and complete:
-            try:
-                compile_merge(plan, method, inputs)
-            except PlanError as error:
-                problems.extend(error.problems)
-        else:
-            if method is not None:
-                problems.extend(check_parameters(plan, method))
-            if not plan.slices:
-                check_shapes(inputs, plan.method_origin, problems)
+    if problems.found:
+        problems.extend(find_problems(plan, method, inputs))
     problems.raise_if_any()
     assert method is not None
     return method, inputs

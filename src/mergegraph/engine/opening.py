@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
+from hashlib import blake2b
 from pathlib import Path
 
 from mergegraph.checkpoint.index import CheckpointIndex
+from mergegraph.compiler.checks import line_of
 from mergegraph.compiler.inputs import Input, align_prefix
+from mergegraph.compiler.tokenizers import asks_for_tokenizers
 from mergegraph.errors import CheckpointError
-from mergegraph.graph.node import Origin
 from mergegraph.plan.merge import MergePlan
 from mergegraph.plan.source import Problems
 from mergegraph.plan.values import ModelRef
 from mergegraph.storage.local import open_checkpoint
+
+_TOKENIZER_FILES = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
+"""What a tokenizer consists of, the form that loaders prefer first."""
 
 
 def open_inputs(plan: MergePlan, problems: Problems) -> dict[ModelRef, Input]:
@@ -23,20 +30,88 @@ def open_inputs(plan: MergePlan, problems: Problems) -> dict[ModelRef, Input]:
     A model that cannot be opened is noted in `problems` and left out.
     """
     opened: dict[ModelRef, CheckpointIndex] = {}
-    for ref in plan.referenced_models() if plan.sources() else ():
+    for ref in plan.referenced_models():
         try:
             opened[ref] = open_model(ref, plan.file)
         except CheckpointError as error:
             message = f"model {ref}: {error.message}"
-            problems.add(message, _origin(plan, ref), error.hint, str(ref))
+            problems.add(message, line_of(plan, ref), error.hint, str(ref))
     keys = _keys(opened)
-    donor = opened.get(plan.base_model or plan.referenced_models()[0]) or next(iter(opened.values()), None)
+    donor = next((opened[ref] for ref in (plan.base_model, *opened) if ref in opened), None)
     if donor is None:
         return {}
-    return {
-        ref: Input(ref, keys[ref], index, align_prefix(index.tensors, donor.tensors))
+    inputs = {
+        ref: Input(_as_opened(ref), keys[ref], index, align_prefix(index.tensors, donor.tensors))
         for ref, index in opened.items()
     }
+    return _with_tokenizers(inputs, plan, problems) if asks_for_tokenizers(plan) else inputs
+
+
+def _with_tokenizers(
+    inputs: dict[ModelRef, Input], plan: MergePlan, problems: Problems
+) -> dict[ModelRef, Input]:
+    """The inputs with digests of the files that decide whether a tokenizer key has an effect."""
+    found = {}
+    for ref, model in inputs.items():
+        found[ref] = model
+        try:
+            files = partial(_sidecar, model.index)
+            found[ref] = replace(
+                model, tokenizer=tokenizer_digest(files), chat_template=template_digest(files)
+            )
+        except CheckpointError as error:
+            problems.add(f"model {ref}: {error.message}", line_of(plan, ref), error.hint, str(ref))
+    return found
+
+
+def tokenizer_digest(read: Callable[[str], bytes | None]) -> str | None:
+    """Digest of a tokenizer's files; None if there is none.
+
+    `read` returns None for a file that is not there.
+    """
+    for names in _TOKENIZER_FILES:
+        files = [data for name in names if (data := read(name)) is not None]
+        if len(files) == len(names):
+            return _digest(names[0].encode(), *files)
+    return None
+
+
+def template_digest(read: Callable[[str], bytes | None]) -> str | None:
+    """Digest of a chat template, or of there being none; None if that cannot be read."""
+    template = read("chat_template.jinja")
+    if template is not None:
+        return _digest(template.strip())
+    for name in ("chat_template.json", "tokenizer_config.json"):
+        try:
+            found = json.loads(read(name) or b"{}")
+        except ValueError:
+            return None
+        if isinstance(found, dict) and found.get("chat_template") is not None:
+            written = found["chat_template"]
+            text = written.strip() if isinstance(written, str) else json.dumps(written, sort_keys=True)
+            return _digest(text.encode())
+    return _digest()
+
+
+def _digest(*parts: bytes) -> str:
+    digest = blake2b(digest_size=16)
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little") + part)
+    return digest.hexdigest()
+
+
+def _sidecar(index: CheckpointIndex, name: str) -> bytes | None:
+    if name not in index.sidecars:
+        return None
+    if not index.root:
+        from mergegraph.storage import hub
+
+        return hub.read_sidecar(index, name)
+    path = Path(index.root) / name
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"cannot be read: {error.strerror}", path=str(path)) from error
 
 
 def open_model(ref: ModelRef, plan_file: str | None = None) -> CheckpointIndex:
@@ -45,8 +120,7 @@ def open_model(ref: ModelRef, plan_file: str | None = None) -> CheckpointIndex:
     Raises:
         CheckpointError: it is neither, or not a complete checkpoint.
     """
-    if ref.raw is not None and Path(ref.raw).exists():
-        ref = ref.as_path()
+    ref = _as_opened(ref)
     name = str(ref)
     beside = Path(plan_file).parent / ref.path if plan_file else Path(ref.path)
     for path in (Path(ref.path), beside):
@@ -57,6 +131,11 @@ def open_model(ref: ModelRef, plan_file: str | None = None) -> CheckpointIndex:
     if hub.looks_like_repo(ref.path):
         return hub.open_hub_checkpoint(ref.path, ref.revision, name=name)
     return open_checkpoint(ref.path, name=name)
+
+
+def _as_opened(ref: ModelRef) -> ModelRef:
+    """The reference as it is meant: a string that is a local path as a whole is nothing else."""
+    return ref.as_path() if ref.raw is not None and Path(ref.raw).exists() else ref
 
 
 def fetched(inputs: Mapping[ModelRef, Input]) -> dict[ModelRef, Input]:
@@ -85,10 +164,3 @@ def _keys(opened: Mapping[ModelRef, CheckpointIndex]) -> dict[ModelRef, str]:
             found = places[place] = f"{index.identity}:{number}"
         keys[ref] = found
     return keys
-
-
-def _origin(plan: MergePlan, ref: ModelRef) -> Origin:
-    for source in plan.sources():
-        if source.model == ref:
-            return source.origin
-    return plan.base_origin or plan.method_origin

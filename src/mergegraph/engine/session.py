@@ -20,7 +20,7 @@ from mergegraph.runtime.probe import peak_resident_bytes
 from mergegraph.runtime.progress import Tally
 from mergegraph.schedule.tiling import Program
 from mergegraph.storage.files import write_file
-from mergegraph.storage.journal import Journal, input_stamps
+from mergegraph.storage.journal import JOURNAL_FILE, Journal, input_stamps
 from mergegraph.storage.publish import check_output, publish, staging_path
 from mergegraph.storage.reader import Reader
 from mergegraph.storage.sidecars import copy_sidecars, model_card, write_json, write_manifest
@@ -55,6 +55,7 @@ class Session:
         inputs = fetched(self._compiled.inputs)
         staging = staging_path(self._out)
         with Journal.open(staging, self._journal_header(inputs.values()), force=self._force) as journal:
+            self._clear_strays(staging)
             self._on_event(Started(self._compiled.schedule.work_bytes, len(self._compiled.graph.outputs)))
             with (
                 OutputWriter(staging, self._compiled.layout, resume=journal.resumed) as writer,
@@ -70,6 +71,13 @@ class Session:
         report = self._report(outcomes, perf_counter() - started)
         self._on_event(Finished(report))
         return report
+
+    def _clear_strays(self, staging: Path) -> None:
+        """Remove what an interrupted run left besides its shards: everything else is written anew."""
+        kept = {JOURNAL_FILE, *(shard.file for shard in self._compiled.layout.shards)}
+        for entry in staging.iterdir():
+            if entry.name not in kept and not entry.is_dir():
+                entry.unlink()
 
     def _journal_header(self, inputs: Any) -> dict[str, Any]:
         """Everything that decides an output byte: another value means another run."""

@@ -112,6 +112,8 @@ def compile_plan(
         PlanError: with every problem of the plan and of how it fits its checkpoints.
         MemoryBudgetError: some tensor cannot be computed within `memory`.
     """
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads must be at least 1, not {threads}")
     problems = Problems()
     loaded, lock = (plan, None) if isinstance(plan, MergePlan) else read_file(plan, problems)
     method, inputs = resolve(loaded, problems)

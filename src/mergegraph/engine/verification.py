@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from mergegraph.checkpoint.index import CheckpointIndex
 from mergegraph.errors import CheckpointError
 from mergegraph.runtime.executor import ReadBack, stored_checksum
 from mergegraph.storage.local import open_checkpoint
@@ -22,8 +23,8 @@ def damaged_tensors(out: Path) -> list[str]:
     recorded = _checksums(out)
     pieces: dict[str, list[tuple[int, str]]] = {}
     for piece, value in recorded.items():
-        tensor, _, offset = piece.partition("\n")
-        pieces.setdefault(tensor, []).append((int(offset or 0), value))
+        tensor, offset = _place(piece, index)
+        pieces.setdefault(tensor, []).append((offset, value))
     damaged = {name: None for name in index.tensors if name not in pieces}
     damaged |= {name: None for name in pieces if name not in index.tensors}
     with Reader({"out": index}) as reader:
@@ -39,6 +40,14 @@ def damaged_tensors(out: Path) -> list[str]:
     return sorted(damaged)
 
 
+def _place(piece: str, index: CheckpointIndex) -> tuple[str, int]:
+    """Take the name of a piece apart; a tensor's own name may hold anything, line breaks too."""
+    tensor, _, offset = piece.rpartition("\n")
+    if piece not in index.tensors and tensor in index.tensors and offset.isdecimal():
+        return tensor, int(offset)
+    return piece, 0
+
+
 def _intact(tensor: str, parts: list[tuple[int, str]], size: int, read: ReadBack) -> bool:
     ends = [offset for offset, _ in parts[1:]] + [size]
     return all(
@@ -51,6 +60,8 @@ def _checksums(out: Path) -> dict[str, str]:
     path = out / MANIFEST_FILE
     try:
         found = json.loads(path.read_text(encoding="utf-8"))["checksums"]
+        if not isinstance(found, dict):
+            raise TypeError("checksums must be a mapping")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             "no readable manifest with checksums",

@@ -101,7 +101,7 @@ class MergePlan:
 
 
 _KEYS = (
-    *("merge_method", "models", "slices", "modules", "base_model", "dtype", "out_dtype"),
+    *("merge_method", "models", "slices", "base_model", "dtype", "out_dtype"),
     *("tokenizer_source", "tokenizer", "chat_template", "parameters", "seed", "unmatched"),
 )
 _MOE_KEYS = ("experts", "gate_mode")
@@ -145,7 +145,7 @@ class _Reader:
 
     def plan(self, text: str, file: str) -> MergePlan:
         self._refuse_moe()
-        check_keys(self.root, _KEYS, "a merge plan", self.problems)
+        check_keys(self.root, _KEYS, "a merge plan", self.problems, refused=("modules",))
         method, method_origin = self._method()
         models, slices = self._inputs()
         base = self._given(self.root, "base_model")

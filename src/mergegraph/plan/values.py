@@ -285,10 +285,12 @@ PARAMETER_NAMES = (
 """Names that are often written one level too high; only used to choose a hint."""
 
 
-def check_keys(value: Located, known: tuple[str, ...], what: str, problems: Problems) -> None:
-    """Note every key of a mapping that is not one of `known`."""
+def check_keys(
+    value: Located, known: tuple[str, ...], what: str, problems: Problems, refused: tuple[str, ...] = ()
+) -> None:
+    """Note every key of a mapping that is not one of `known`; `refused` ones are noted elsewhere."""
     for key, entry in (value.entries or {}).items():
-        if key in known:
+        if key in known or key in refused:
             continue
         parameter = did_you_mean(key, PARAMETER_NAMES) if "parameters" in known else None
         if key in PARAMETER_NAMES and parameter:

@@ -25,7 +25,7 @@ class RunReport:
         budget: the ``--memory`` bound, which `plan_peak` was proven to stay within.
         stages: seconds that workers spent reading, computing and writing, summed over workers.
         bound: the stage that took most.
-        nonfinite: number of NaN or infinite elements by output tensor, where there are any.
+        nonfinite: number of NaN or infinite elements by computed output tensor, where there are any.
         resumed: tensors taken over from an interrupted run.
     """
 

@@ -61,7 +61,13 @@ def execute(
     names = [devices[i % len(devices)] for i in range(schedule.workers)]
     coordinator = _Coordinator(schedule, iter(todo), journal, outcomes, on_progress)
     with Pool([Worker(reader, writer, tables[name]) for name in names]) as pool:
-        coordinator.run(pool, JOBS_PER_WORKER * len(names))
+        try:
+            coordinator.run(pool, JOBS_PER_WORKER * len(names))
+        except BaseException:
+            # What workers had already finished is not done again by the run that continues this one.
+            pool.stop()
+            coordinator.drain(pool)
+            raise
     return outcomes
 
 
@@ -120,6 +126,13 @@ class _Coordinator:
                 return
             self._absorb(pool.outbox.get())
             out -= 1
+
+    def drain(self, pool: Pool) -> None:
+        """Take in what stopped workers left, without handing out more."""
+        while not pool.outbox.empty():
+            outcome = pool.outbox.get()
+            if not isinstance(outcome, Failure):
+                self._absorb(outcome)
 
     def _next(self) -> Work | None:
         if self._ready:

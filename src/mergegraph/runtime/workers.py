@@ -168,11 +168,16 @@ class Pool:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # A stop mark behind at most a few queued jobs: joining means no worker still uses a file.
+        self.stop()
+
+    def stop(self) -> None:
+        """Join all threads; after that no worker uses a file any more."""
+        # A stop mark behind at most a few queued jobs.
         for _thread in self._threads:
             self.inbox.put(None)
         for thread in self._threads:
             thread.join()
+        self._threads = []
 
 
 def phase_table(phases: Sequence[Phase], functions: Sequence[PhaseFunction]) -> dict[int, PhaseFunction]:

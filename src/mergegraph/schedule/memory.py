@@ -24,8 +24,13 @@ BLOCK_BYTES = 4096 * 8
 """Scratch per reduction operand: one block of float64."""
 OUTPUT_BYTES = 4000
 """What planning one output holds: names, entries, program, manifest row (measured, rounded up)."""
-COMPILER_BYTES = 96 * 2**20
-"""What compiling and loading the generated code of a run takes at most (measured, rounded up)."""
+ENTRY_BYTES = 600
+"""What the index of one input tensor holds (measured, rounded up)."""
+COMPILER_BYTES = 60 * 2**20
+PHASE_BYTES = 2 * 2**20
+NODE_BYTES = 3 * 2**18
+"""What the compiler takes by itself, for each distinct phase, and for each op in it, when no machine code is
+cached (measured, rounded up)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +104,7 @@ def fit(programs: Iterable[Program], threads: int, budget: int, graph_bytes: int
         MemoryBudgetError: one worker with the smallest tiles is still too much.
     """
     shapes = _representatives(programs)
-    graph_bytes += COMPILER_BYTES
+    graph_bytes += code_bytes(shapes)
     peak, worst = graph_bytes, "the plan itself"
     for workers in range(threads, 0, -1):
         for tile in (TILE, CHUNK):
@@ -111,6 +116,19 @@ def fit(programs: Iterable[Program], threads: int, budget: int, graph_bytes: int
             if peak <= budget:
                 return Fit(tile, workers, peak)
     raise MemoryBudgetError(worst, peak, budget)
+
+
+def code_bytes(programs: Iterable[Program]) -> int:
+    """What compiling and loading the generated code of `programs` takes at most."""
+    phases = {_structure(p): p for program in programs for p in program.phases if not program.raw}
+    nodes = sum(len(p.body) + len(p.reductions) for p in phases.values())
+    return COMPILER_BYTES + PHASE_BYTES * len(phases) + NODE_BYTES * nodes
+
+
+def _structure(phase: Phase) -> object:
+    """What decides the machine code of a phase; equal structures share it."""
+    nodes = (*phase.loads, *phase.body, *phase.reductions)
+    return tuple((n.op.name, n.spec.dtype, len(n.inputs)) for n in nodes)
 
 
 def _representatives(programs: Iterable[Program]) -> list[Program]:

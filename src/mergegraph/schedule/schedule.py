@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from mergegraph.checkpoint.index import CheckpointIndex
 from mergegraph.checkpoint.layout import OutputLayout
 from mergegraph.graph.graph import Graph
-from mergegraph.schedule.memory import OUTPUT_BYTES, fit
+from mergegraph.schedule.memory import ENTRY_BYTES, OUTPUT_BYTES, fit
 from mergegraph.schedule.order import order
 from mergegraph.schedule.tiling import Program, programs
 
@@ -56,5 +56,7 @@ def schedule(
         MemoryBudgetError: some tensor cannot be computed within the budget.
     """
     ordered = order(programs(graph), layout, sources)
-    chosen = fit(ordered, threads, budget, len(ordered) * OUTPUT_BYTES)
+    entries = sum(len(index.tensors) for index in sources.values())
+    planning = OUTPUT_BYTES * len(ordered) + ENTRY_BYTES * entries
+    chosen = fit(ordered, threads, budget, planning)
     return Schedule(ordered, chosen.tile, chosen.workers, chosen.peak_bytes, budget)

@@ -87,8 +87,14 @@ class Phase:
 
     @property
     def chunk(self) -> int:
-        """Elements per row of reduction state: fixed by the tensor's shape, never by the tile."""
-        return CHUNK if self.unit == 1 else self.unit * max(1, CHUNK // self.unit)
+        """Elements per row of reduction state: fixed by the tensor's shape, never by the tile.
+
+        Always a multiple of 8, so that tiles begin at whole 64-bit words in every dtype.
+        """
+        if self.unit == 1:
+            return CHUNK
+        rows = max(1, CHUNK // self.unit)
+        return self.unit * (rows if rows * self.unit % 8 == 0 else -(-rows // 8) * 8)
 
 
 @dataclass(frozen=True, slots=True)

@@ -156,13 +156,19 @@ def fetch(index: CheckpointIndex, on_bytes: Callable[[int], None] | None = None)
     return replace(index, root=str(root), files=entries)
 
 
+def read_sidecar(index: CheckpointIndex, file: str) -> bytes:
+    """Return a small file of a checkpoint that `open_hub_checkpoint` returned; it is not stored."""
+    assert isinstance(index, HubIndex)  # a local checkpoint's files are read as files
+    path, end = _cached(index.repo, index.revision, file), index.downloads[file]
+    return path.read_bytes() if path else _read(index.repo, index.asked, index.revision or "", file, 0, end)
+
+
 # ---- requests ------------------------------------------------------------------------------------
 
 
-def _ask(repo: str, revision: str | None, *, files_metadata: bool = False) -> Any:
-    api = HfApi(library_name="mergegraph")
-    timeout = constants.HF_HUB_ETAG_TIMEOUT
-    return api.model_info(repo, revision=revision, files_metadata=files_metadata, timeout=timeout)
+def _ask(repo: str, revision: str | None, **options: Any) -> Any:
+    options |= {"revision": revision, "timeout": constants.HF_HUB_ETAG_TIMEOUT}
+    return HfApi(library_name="mergegraph").model_info(repo, **options)
 
 
 def _listed(sibling: Any) -> Listed:

@@ -133,16 +133,17 @@ def _load(descriptor: int, path: Path, header: Mapping[str, Any], force: bool) -
         found = _line(file.readline())
         if not isinstance(found, dict):
             return None
+        good = file.tell()
         wanted = json.loads(json.dumps(header))
         if found != wanted:
-            if force:
+            # Without a finished tensor there is nothing to lose.
+            if force or not _is_entry(_line(file.readline())):
                 return None
             raise _mismatch(path, found, wanted)
         done: dict[str, str] = {}
-        good = file.tell()
         for raw in file:
             entry = _line(raw)
-            if not (isinstance(entry, dict) and isinstance(entry.get("tensor"), str)):
+            if not _is_entry(entry):
                 break
             done[entry["tensor"]] = str(entry.get("checksum"))
             good += len(raw)
@@ -156,6 +157,10 @@ def _line(raw: bytes) -> Any:
         return json.loads(raw) if raw.endswith(b"\n") else None
     except (ValueError, RecursionError):
         return None
+
+
+def _is_entry(line: Any) -> bool:
+    return isinstance(line, dict) and isinstance(line.get("tensor"), str)
 
 
 def _mismatch(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> ResumeError:
