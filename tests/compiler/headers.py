@@ -104,7 +104,8 @@ def linear(*names: str, head: str = "", tail: str = "") -> str:
 
 def based(method: str, base: str, *names: str, tail: str = "") -> str:
     """A plan of a method with a base model; the parameters are those that any of them needs."""
-    shared = "parameters: {t: 0.5}\n" if method == "slerp" else "parameters: {weight: 1, density: 0.5}\n"
+    at = method in ("slerp", "nearswap")
+    shared = "parameters: {t: 0.5}\n" if at else "parameters: {weight: 1, density: 0.5}\n"
     listed = "".join(f"  - model: {name}\n" for name in names)
     return f"merge_method: {method}\nbase_model: {base}\nmodels:\n{listed}{shared}{tail}"
 

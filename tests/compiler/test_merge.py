@@ -191,14 +191,18 @@ def test_what_passes_through_unchanged_is_copied_byte_for_byte() -> None:
 @pytest.mark.parametrize("shape", [(), (0,), (1,), (3, 0), (1, 1, 1, 1, 2)])
 @pytest.mark.parametrize("method", list(all_methods()))
 def test_every_method_takes_odd_shapes(method: str, shape: tuple[int, ...]) -> None:
-    models = index("a", {"w": shape}, {}), index("b", {"w": shape}, {})
-    if method == "linear":
-        text = linear("a", "b")
-    elif method == "passthrough":
-        text = "merge_method: passthrough\nmodels: [{model: a}]\n"
+    declared = all_methods()[method]
+    inputs = [index(name, {"w": shape}, {}) for name in ("a", "b", "c")]
+    names = ["b", "c"][: max(1, declared.inputs[0])]
+    if declared.base == "ignored":
+        given = "".join(
+            f"  - {{model: {name}, parameters: {{weight: 1}}}}\n" for name in names[: declared.inputs[1]]
+        )
+        text = f"merge_method: {method}\nmodels:\n{given}"
     else:
-        text = based(method, "a", "b")
-    assert compiled(text, *models).graph.outputs["w"].spec.shape == shape
+        text = based(method, "a", *names)
+    used = [model for model in inputs if f"model: {model.name}" in text]
+    assert compiled(text, *used).graph.outputs["w"].spec.shape == shape
 
 
 # ---- problems --------------------------------------------------------------------------------------
