@@ -180,14 +180,14 @@ def test_a_dry_run_writes_nothing(cli: Any, engine: FakeEngine, plan: Path) -> N
 
 def test_plan_writes_the_lock_file_beside_the_plan(cli: Any, engine: FakeEngine, plan: Path) -> None:
     result = cli("plan", str(plan))
-    assert (plan.parent / "plan.lock.json").exists()
-    assert f"wrote {plan.parent / 'plan.lock.json'}" in result.stderr
+    assert (plan.parent / "plan.yml.lock.json").exists()
+    assert f"wrote {plan.parent / 'plan.yml.lock.json'}" in result.stderr
 
 
 def test_planning_a_lock_file_writes_no_lock_of_the_lock(
     cli: Any, engine: FakeEngine, tmp_path: Path
 ) -> None:
-    lock = tmp_path / "plan.lock.json"
+    lock = tmp_path / "plan.yml.lock.json"
     lock.write_text("{}")
     assert cli("plan", str(lock)).exit_code == 0
     assert list(tmp_path.iterdir()) == [lock]

@@ -19,7 +19,7 @@ from tests.engine.process import run_to_end
 from tests.engine.scenario import MODELS, Scenario
 
 MIB = 2**20
-BUDGET = 128 * MIB
+BUDGET = 176 * MIB
 LARGE, SMALL = 400 * MIB, 100 * MIB
 
 

@@ -175,7 +175,7 @@ def plan_command(
         if graph is not None:
             _draw(compiled, graph, plan.name)
         if not dry_run and not plan.name.endswith(LOCK_SUFFIX):
-            written = engine.write_lock(compiled, plan.with_suffix(LOCK_SUFFIX))
+            written = engine.write_lock(compiled, plan.with_name(plan.name + LOCK_SUFFIX))
             typer.echo(f"wrote {written}", err=True)
 
 

@@ -34,7 +34,9 @@ def read_file(path: str | os.PathLike[str], problems: Problems) -> tuple[MergePl
     if not file.endswith(LOCK_SUFFIX):
         return read_plan(text, file, problems), None
     lock = read_lock(text, file)
-    return read_plan(lock.plan, lock.file, problems), lock
+    # Paths in the plan count from where it is, and its lock lies beside it.
+    beside = os.path.join(os.path.dirname(file), os.path.basename(lock.file))
+    return read_plan(lock.plan, beside, problems), lock
 
 
 def resolve(plan: MergePlan, problems: Problems) -> tuple[MergeMethod, dict[ModelRef, Input]]:

@@ -18,6 +18,7 @@ from mergegraph.plan.merge import MergePlan
 from mergegraph.plan.values import ModelRef
 from mergegraph.schedule.schedule import Schedule
 from mergegraph.storage.files import free_bytes
+from mergegraph.tensorspec import format_bytes
 
 
 def plan_summary(
@@ -63,9 +64,16 @@ def plan_summary(
         "partial": [{"tensor": p.tensor, "missing_from": list(p.missing_from)} for p in report.partial],
         "config_differences": [{"key": d.key, "values": dict(d.values)} for d in report.config_differences],
         "sidecars": list(donor.index.sidecars),
-        "notes": list(report.notes),
+        "notes": [*report.notes, *_disk_notes(layout.file_bytes)],
         "problems": [],
     }
+
+
+def _disk_notes(needed: int) -> list[str]:
+    free = free_bytes(Path.cwd())
+    if free >= needed:
+        return []
+    return [f"the output takes {format_bytes(needed)}, but only {format_bytes(free)} are free here"]
 
 
 def checkpoint_facts(index: CheckpointIndex) -> dict[str, Any]:

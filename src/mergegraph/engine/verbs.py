@@ -27,6 +27,7 @@ from mergegraph.plan.values import ModelRef, parse_model_ref
 from mergegraph.runtime.events import OnEvent, RunReport
 from mergegraph.runtime.probe import cpu_count, resident_bytes
 from mergegraph.schedule.schedule import Schedule, schedule
+from mergegraph.storage.local import sample_digest
 from mergegraph.storage.sidecars import input_record
 from mergegraph.tensorspec import parse_bytes
 from mergegraph.version import VERSION
@@ -120,7 +121,7 @@ def compile_plan(
     chosen = next((s for s in (seed, lock.seed if lock else None, loaded.seed) if s is not None), None)
     compiled = compile_merge(loaded, method, inputs, chosen)
     if lock is not None:
-        _check_lock(lock, compiled.graph)
+        _check_lock(lock, compiled.graph, inputs)
     layout = build_layout({n: o.spec for n, o in compiled.graph.outputs.items()}, parse_bytes(shard_size))
     scheduled = schedule(
         compiled.graph,
@@ -142,11 +143,21 @@ def compile_plan(
     )
 
 
-def _check_lock(lock: Lock, graph: Graph) -> None:
+def _check_lock(lock: Lock, graph: Graph, inputs: Mapping[ModelRef, Input]) -> None:
     if lock.fingerprint != graph.fingerprint:
         hint = "the checkpoints have changed since; make a new lock with: mergegraph plan PLAN.yml"
         message = f"this is not the merge that was locked as {lock.fingerprint}"
         raise PlanError([Problem(message, lock.file, hint=hint)])
+    changed = [m.name for m in inputs.values() if m.index.root and _sample(m) != lock.samples.get(m.name)]
+    if changed:
+        hint = "restore it, or make a new lock with: mergegraph plan PLAN.yml"
+        message = f"the weights of {', '.join(changed)} are not those that were locked"
+        raise PlanError([Problem(message, lock.file, hint=hint)])
+
+
+def _sample(model: Input) -> str:
+    """Digest of a local model's contents; a hub model is pinned by its commit."""
+    return sample_digest(model.index) if model.index.root else ""
 
 
 def explain(compiled: Compiled, tensor: str) -> str:
@@ -243,7 +254,7 @@ def write_lock(compiled: Compiled, path: str | os.PathLike[str]) -> Path:
         plan=compiled.plan.text,
         seed=compiled.seed,
         fingerprint=compiled.fingerprint,
-        inputs=[input_record(model.index) for model in compiled.inputs.values()],
+        inputs=[{**input_record(m.index), "sample": _sample(m)} for m in compiled.inputs.values()],
         parameters=[a.as_dict() for a in compiled.report.parameters],
     )
     try:

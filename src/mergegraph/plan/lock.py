@@ -28,12 +28,16 @@ class _Lock(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Lock:
-    """What a run takes from a lock file: the plan's text and name, its seed, and the fingerprint to meet."""
+    """What a run takes from a lock file: the plan's text and name, its seed, and what it has to meet.
+
+    `samples` is a digest of each model's contents, by the model's name.
+    """
 
     file: str
     plan: str
     seed: int | None
     fingerprint: str
+    samples: dict[str, str]
 
 
 def lock_text(
@@ -76,4 +80,5 @@ def read_lock(text: str, file: str) -> Lock:
                 for e in error.errors()
             ]
         ) from error
-    return Lock(lock.file, lock.plan, lock.seed, lock.fingerprint)
+    samples = {str(record.get("name")): str(record.get("sample")) for record in lock.inputs}
+    return Lock(lock.file, lock.plan, lock.seed, lock.fingerprint, samples)

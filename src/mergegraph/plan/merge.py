@@ -58,8 +58,8 @@ class RawValue:
 class MergePlan:
     """A merge plan as written. Exactly one of `models` and `slices` is not empty.
 
-    `unmatched` says what becomes of a tensor that only some inputs have. `notes` are remarks for the
-    user about keys that are accepted without effect. `text` is the original YAML.
+    `unmatched` says what becomes of a tensor that the method cannot merge for want of an input. `notes` are
+    remarks on keys that are accepted without effect. `text` is the original YAML.
     """
 
     method: str

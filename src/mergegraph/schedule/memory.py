@@ -26,9 +26,9 @@ OUTPUT_BYTES = 4000
 """What planning one output holds: names, entries, program, manifest row (measured, rounded up)."""
 ENTRY_BYTES = 600
 """What the index of one input tensor holds (measured, rounded up)."""
-COMPILER_BYTES = 60 * 2**20
+COMPILER_BYTES = 120 * 2**20
 PHASE_BYTES = 2 * 2**20
-NODE_BYTES = 3 * 2**18
+NODE_BYTES = 2**20
 """What the compiler takes by itself, for each distinct phase, and for each op in it, when no machine code is
 cached (measured, rounded up)."""
 
