@@ -124,11 +124,7 @@ class Progress:
             self.values[reduction.key] = kernel.finalise(state, arity(reduction), reduction.attributes)
         self.states = []
         self.level += 1
-        if self.done:
-            # Histograms are half a megabyte each, and a batch holds many finished programs.
-            self.values = {}
-            return []
-        return self._enter()
+        return [] if self.done else self._enter()
 
     def _jobs(self, phase: Phase, numel: int) -> Iterator[Job]:
         tile = tile_elements(phase, self.tile)

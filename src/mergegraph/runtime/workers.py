@@ -61,6 +61,8 @@ class Worker:
             jobs = progress.start()
             while jobs:
                 jobs = [follow for job in jobs for follow in progress.absorb(self.execute(job))]
+            # Histograms are half a megabyte each, and many finished programs may wait for the coordinator.
+            progress.values = {}
         return batch
 
     def execute(self, job: Job) -> JobResult:
