@@ -18,7 +18,7 @@ from mergegraph.compiler.inputs import Input
 from mergegraph.compiler.notes import FilterUse, notes
 from mergegraph.compiler.report import Assignment, CompileReport, Dropped, Partial, config_differences, unused
 from mergegraph.compiler.resolver import Resolver, Setting, UnresolvedError
-from mergegraph.compiler.seeds import stream_of
+from mergegraph.compiler.seeds import stream_labels, stream_of
 from mergegraph.errors import GraphError, Problem
 from mergegraph.graph.graph import Graph, Output, Piece, SourceTensor
 from mergegraph.graph.node import Node
@@ -126,6 +126,7 @@ class _Compiler:
     ) -> None:
         self.plan, self.method, self.inputs, self.resolving = plan, method, inputs, resolving
         self.seed = seed
+        self.labels = stream_labels(model.name for model in inputs.values())
         self.donor = donor_of(plan, inputs)
         self.slices = as_slices(plan)
         self.resolver = Resolver(plan, method)
@@ -256,7 +257,7 @@ class _Compiler:
     def _streams(self, group: Group, operands: list[Operand]) -> Streams:
         if not self.method.random:
             return ()
-        return tuple(stream_of(self.seed, group.name, o.input.name) for o in operands)
+        return tuple(stream_of(self.seed, group.name, self.labels[o.input.name]) for o in operands)
 
     def _template(
         self,
