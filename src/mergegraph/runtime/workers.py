@@ -20,7 +20,6 @@ from mergegraph.kernels.reduction import Array
 from mergegraph.runtime.progress import Job, JobResult, Progress, Tally
 from mergegraph.runtime.tiles import Arena, PhaseFunction, Tile
 from mergegraph.schedule.memory import arity, state_rows
-from mergegraph.schedule.tiling import Phase
 from mergegraph.storage.reader import Reader
 from mergegraph.storage.writer import OutputWriter
 
@@ -180,8 +179,3 @@ class Pool:
         for thread in self._threads:
             thread.join()
         self._threads = []
-
-
-def phase_table(phases: Sequence[Phase], functions: Sequence[PhaseFunction]) -> dict[int, PhaseFunction]:
-    """Index functions by the identity of their phase."""
-    return {id(phase): function for phase, function in zip(phases, functions, strict=True)}
