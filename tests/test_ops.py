@@ -59,6 +59,8 @@ EXAMPLES: dict[str, Expression] = {
     "variance": lambda a, b: ops.variance(_delta(a, b), _delta(b, a)),
     "overlap_mean": lambda a, b: ops.overlap_mean(_delta(a, b), _delta(b, a), (1.0, 2.0), epsilon=0.1),
     "drop": lambda a, b: ops.drop(_delta(a, b), 0.5, (3.0, 4.0)),
+    "noise": lambda a, b: ops.noise(a, 0.5, (3.0, 4.0)),
+    "spread": lambda a, b: ops.spread(a, 0.5, (3.0, 4.0)),
     "drop_by": lambda a, b: ops.drop_by(_delta(a, b), _delta(b, a), (3.0, 4.0)),
     "importance": lambda a, b: ops.importance(_delta(a, b), ops.row_divergence(a, b)),
     "row_arc": lambda a, b: ops.row_arc(a, b, 0.3),

@@ -101,7 +101,7 @@ def test_models_with_little_in_common_keep_their_names() -> None:
 
 def test_a_renamed_model_keeps_its_own_names_for_reading() -> None:
     model = made({"transformer.h.0.w": (2,), "lm_head.weight": (3, 2)}, prefix=("transformer.", ""))
-    assert {n: own for n, (own, _) in model.tensors.items()} == {
+    assert {n: place.tensor for n, place in model.tensors.items()} == {
         "h.0.w": "transformer.h.0.w",
         "lm_head.weight": "lm_head.weight",
     }
@@ -132,7 +132,7 @@ def test_a_missing_head_is_the_embedding(tie: bool | None) -> None:
     model = Input(ModelRef("m"), "m", llama("m", TIED, tie_word_embeddings=tie))
     found = model.find("lm_head.weight")
     assert found is not None
-    assert found[0] == "model.embed_tokens.weight"
+    assert found.tensor == "model.embed_tokens.weight"
 
 
 def test_a_config_may_rule_out_that_a_head_is_tied() -> None:

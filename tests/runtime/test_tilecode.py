@@ -75,6 +75,8 @@ EXPRESSIONS: dict[str, Build] = {
     "variance": lambda *xs: ops.variance(*_deltas(*xs)),
     "overlap_mean": lambda *xs: ops.overlap_mean(*_deltas(*xs), (1.1, 0.9), epsilon=0.4),
     "drop": lambda x, y, _: ops.drop(ops.delta(x, y), 1 / 3, (123.0, 16777215.0)),
+    "noise": lambda x, y, _: ops.noise(x, 0.25, (123.0, 16777215.0)),
+    "spread": lambda x, y, _: ops.spread(x, 0.25, (123.0, 16777215.0)),
     "drop_by": lambda *xs: ops.drop_by(*_deltas(*xs), (0.0, 5.0)),
     "importance": lambda x, y, _: ops.importance(ops.delta(x, y), 0.3),
     "column_sum": lambda x, y, _: ops.column_sum(x, y, ops.column_arc(ops.column_products(x, y), 0.3)),

@@ -53,10 +53,10 @@ class Setup:
             jobs = [follow for job in jobs for follow in self.progress.absorb(self.worker.execute(job))]
 
     def stored(self) -> int:
-        def read(_: str, offset: int, buffer: memoryview) -> None:
+        def read(offset: int, buffer: memoryview) -> None:
             np.frombuffer(buffer, np.uint8)[:] = self.memory.output[offset : offset + len(buffer)]
 
-        return stored_checksum("out", 0, self.program.spec.nbytes, read)
+        return stored_checksum(0, self.program.spec.nbytes, read)
 
 
 _NAMES = {torch.bfloat16: "BF16", torch.float32: "F32", torch.int64: "I64", torch.uint8: "U8"}

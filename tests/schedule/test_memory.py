@@ -201,7 +201,7 @@ def test_the_largest_of_programs_that_share_an_expression_counts() -> None:
     """Thousands of tensors share one expression; the pieces of one may be of different sizes."""
     a = program(whole((10, 1000)), "a")
     shared: list[Any] = [
-        Program(f"w{n}", 0, TensorSpec((n, 1000), DType.BF16), a.phases, a.sources, (), 0, False)
+        Program(f"w{n}", 0, TensorSpec((n, 1000), DType.BF16), a.phases, a.sources, (), None, False)
         for n in (1, 9, 3)
     ]
     assert fit(shared, 1, 2**40, 0).peak_bytes == fit([shared[1]], 1, 2**40, 0).peak_bytes

@@ -58,3 +58,8 @@ def is_token_embedding(name: str) -> bool:
 def is_derived(name: str, rank: int) -> bool:
     """Whether a tensor is a buffer that loaders recompute: inverse frequencies, causal masks."""
     return _DERIVED.search(name) is not None or (rank == 4 and _CAUSAL_MASK.search(name) is not None)
+
+
+def is_balance(name: str) -> bool:
+    """Whether `name` is what balances the load of experts: loaders keep it in float32, whatever the dtype."""
+    return name.endswith(("e_score_correction_bias", ".expert_bias"))

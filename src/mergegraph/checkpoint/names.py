@@ -60,3 +60,9 @@ def split_layer(name: str, prefix: str) -> tuple[int, str] | None:
 def with_layer(prefix: str, index: int, suffix: str) -> str:
     """Return the name that `split_layer` would take apart into `index` and `suffix`."""
     return f"{prefix}.{index}.{suffix}"
+
+
+def layer_and_suffix(name: str) -> tuple[str, str]:
+    """Split ``model.layers.3.mlp.gate.weight`` after the first number: ``model.layers.3.`` and the rest."""
+    match = _LAYER.search(name)
+    return ("", name) if match is None else (name[: match.end()], name[match.end() :])

@@ -6,7 +6,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
 
 from mergegraph.architectures.roles import is_head, is_token_embedding
-from mergegraph.checkpoint.index import TensorEntry
+from mergegraph.compiler.experts import Place
 from mergegraph.compiler.groups import Group, Operand
 from mergegraph.errors import Problem
 from mergegraph.tensorspec import TensorSpec
@@ -91,9 +91,9 @@ class Conflicts:
 
 def spec_of(operand: Operand) -> TensorSpec:
     """The spec of an operand that its model has."""
-    entry: TensorEntry | None = operand.entry
-    assert entry is not None
-    return entry.spec
+    place: Place | None = operand.place
+    assert place is not None
+    return place.spec
 
 
 def _is_vocabulary(name: str, shapes: list[Shape]) -> bool:

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from mergegraph.architectures.roles import is_head
-from mergegraph.checkpoint.index import TensorEntry
 from mergegraph.checkpoint.names import split_layer, with_layer
+from mergegraph.compiler.experts import Place
 from mergegraph.compiler.inputs import Input
 from mergegraph.plan.merge import MergePlan, Slice, Source
 from mergegraph.plan.values import ModelRef
@@ -20,27 +20,27 @@ class Operand:
     Attributes:
         input: the model.
         source: its entry in the plan.
-        tensor: name in its checkpoint.
-        filter_name: the name that parameter filters see: its own layer number, the donor's spelling.
-        entry: spec and place of the tensor; None if the model lacks it.
+        filter_name: what parameter filters see: its own layer number, the donor's spelling, and where
+            experts are stored otherwise also that name.
+        place: where the tensor lies; None if the model lacks it.
     """
 
     input: Input
     source: Source
-    tensor: str
     filter_name: str
-    entry: TensorEntry | None
+    place: Place | None
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
     """An output tensor and its operands, in plan order.
 
-    `t` is the position of its layer within its slice (0 outside layers); `part` the slice that its
-    parameters come from.
+    `filter_name` is what filters of shared parameters see; `t` is the position of its layer within its
+    slice (0 outside layers); `part` the slice that its parameters come from.
     """
 
     name: str
+    filter_name: str
     part: Slice
     t: float
     operands: tuple[Operand, ...]
@@ -118,7 +118,8 @@ def _flat(name: str, part: Slice, inputs: Mapping[ModelRef, Input]) -> Group:
         place = split_layer(name, stack.prefix)
         if place is not None:
             t = _position(place[0], stack.count)
-    return Group(name, part, t, tuple(_operand(inputs[s.model], s, name) for s in part.sources))
+    operands = tuple(_operand(inputs[s.model], s, name) for s in part.sources)
+    return Group(name, name, part, t, operands)
 
 
 def _layer(
@@ -131,7 +132,9 @@ def _layer(
             _operand(model, s, with_layer(model.stack.prefix if model.stack else prefix, layer, suffix))
             for s, model, layer in members
         )
-        yield Group(with_layer(prefix, position, suffix), part, _position(k, length), operands)
+        name = with_layer(prefix, position, suffix)
+        shown = members[0][1].spelled(name)
+        yield Group(name, shown, part, _position(k, length), operands)
 
 
 def _position(k: int, length: int) -> float:
@@ -139,6 +142,4 @@ def _position(k: int, length: int) -> float:
 
 
 def _operand(model: Input, source: Source, name: str) -> Operand:
-    found = model.find(name)
-    own, entry = found if found is not None else (name, None)
-    return Operand(model, source, own, name, entry)
+    return Operand(model, source, model.filtered(name), model.find(name))

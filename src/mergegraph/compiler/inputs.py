@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from mergegraph.architectures.experts import Form, Spelling
 from mergegraph.architectures.roles import is_before_layers, is_head, is_output_side, is_token_embedding
-from mergegraph.checkpoint.index import CheckpointIndex, TensorEntry
-from mergegraph.checkpoint.names import LayerStack, layer_stacks, split_layer
+from mergegraph.checkpoint.index import CheckpointIndex
+from mergegraph.checkpoint.names import LayerStack, layer_and_suffix, layer_stacks, split_layer
+from mergegraph.compiler.experts import Place, logical
 from mergegraph.plan.values import ModelRef
 
 LAYER_KEYS = (
@@ -37,6 +39,7 @@ class Input:
             (own, donor's), one of them empty.
         tokenizer: digest of its tokenizer's files; None if there are none, or the plan has no use for it.
         chat_template: digest of its chat template; None as for `tokenizer`.
+        spelling: what experts are called in this plan; None if no model has experts that may be stacked.
     """
 
     ref: ModelRef
@@ -45,6 +48,7 @@ class Input:
     prefix: tuple[str, str] = ("", "")
     tokenizer: str | None = None
     chat_template: str | None = None
+    spelling: Spelling | None = None
 
     @property
     def name(self) -> str:
@@ -52,12 +56,23 @@ class Input:
         return str(self.ref)
 
     @cached_property
-    def tensors(self) -> Mapping[str, tuple[str, TensorEntry]]:
-        """(own name, entry) by the name in the donor's spelling, in natural order."""
+    def _logical(self) -> tuple[Mapping[str, Place], Form]:
         entries = self.index.tensors
-        if self.prefix[0] == self.prefix[1]:
-            return {name: (name, entry) for name, entry in entries.items()}
-        return {new: (own, entries[own]) for own, new in _respelled(entries, self.prefix).items()}
+        spelled = (
+            _respelled(entries, self.prefix) if self.prefix[0] != self.prefix[1] else dict.fromkeys(entries)
+        )
+        named = {new or own: (own, entries[own]) for own, new in spelled.items()}
+        return logical(named, self.spelling, self.index.config)
+
+    @property
+    def tensors(self) -> Mapping[str, Place]:
+        """Where each logical tensor lies, by its name in the donor's spelling, in natural order."""
+        return self._logical[0]
+
+    @property
+    def form(self) -> Form:
+        """How experts are stored."""
+        return self._logical[1]
 
     @cached_property
     def stacks(self) -> tuple[LayerStack, ...]:
@@ -160,8 +175,22 @@ class Input:
             return None
         return next((n for n in self.outside if is_token_embedding(n)), None)
 
-    def find(self, name: str) -> tuple[str, TensorEntry] | None:
-        """(own name, entry) of the tensor called `name`; a tied head is found in the embedding."""
+    def filtered(self, name: str) -> str:
+        """What parameter filters see of the tensor `name`: where experts are concerned, both spellings."""
+        place = self.tensors.get(name)
+        shown = self.spelled(name)
+        return shown if place is None or place.view is None else f"{shown}\n{place.tensor}"
+
+    def spelled(self, name: str) -> str:
+        """The logical name of a tensor; if it is another where experts are stacked, a line with that."""
+        if self.spelling is None:
+            return name
+        layer, suffix = layer_and_suffix(name)
+        other = layer + self.spelling.in_stack(suffix)
+        return name if other == name else f"{name}\n{other}"
+
+    def find(self, name: str) -> Place | None:
+        """Where the tensor called `name` lies; a tied head is found in the embedding."""
         found = self.tensors.get(name)
         if found is None and is_head(name) and self.embedding is not None:
             return self.tensors[self.embedding]

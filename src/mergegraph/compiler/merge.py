@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mergegraph.architectures.roles import is_derived
+from mergegraph.architectures.roles import is_balance, is_derived
 from mergegraph.compiler.checks import Sound, check_plan
 from mergegraph.compiler.config import output_config
 from mergegraph.compiler.conflicts import Conflicts, spec_of
+from mergegraph.compiler.experts import output_form, stored_outputs
 from mergegraph.compiler.groups import Group, Operand, as_slices, comparable, groups
 from mergegraph.compiler.inputs import Input
 from mergegraph.compiler.notes import FilterUse, notes
@@ -27,7 +28,7 @@ from mergegraph.methods.base import MergeMethod, Values
 from mergegraph.ops import IDENTICAL, cast, load, stream
 from mergegraph.plan.merge import MergePlan
 from mergegraph.plan.source import Problems
-from mergegraph.plan.values import ModelRef
+from mergegraph.plan.values import ExpertLayout, ModelRef
 from mergegraph.tensorspec import DType, TensorSpec, promote
 
 
@@ -50,9 +51,15 @@ def donor_of(plan: MergePlan, inputs: Mapping[ModelRef, Input]) -> Input:
 
 
 def compile_merge(
-    plan: MergePlan, method: MergeMethod, inputs: Mapping[ModelRef, Input], seed: int | None = None
+    plan: MergePlan,
+    method: MergeMethod,
+    inputs: Mapping[ModelRef, Input],
+    seed: int | None = None,
+    layout: ExpertLayout | None = None,
 ) -> Compiled:
     """Compile `plan` over `inputs` (every referenced model); `seed` is for methods that draw at random.
+
+    Experts are written as `layout` says, or as the inputs store them.
 
     Raises:
         PlanError: with every problem found.
@@ -62,7 +69,7 @@ def compile_merge(
     if problems.found:
         problems.extend(_tensor_problems(plan, method, inputs, sound))
         problems.raise_if_any()
-    compiler = _Compiler(plan, method, inputs, seed=seed)
+    compiler = _Compiler(plan, method, inputs, seed=seed, layout=layout)
     graph = compiler.graph()
     problems.extend(compiler.conflicts.problems())
     if not graph.outputs and not problems.found:
@@ -96,7 +103,7 @@ def _tensor_problems(
         base = None if plan.base_model is None else inputs.get(plan.base_model)
         donor = base or next(iter(inputs.values()))
         for group in groups(slices, inputs, donor):
-            present = [o for o in group.operands if o.entry is not None]
+            present = [o for o in group.operands if o.place is not None]
             if present and not is_derived(group.name, len(spec_of(present[0]).shape)):
                 conflicts.agree(group, present)
     return conflicts.problems()
@@ -122,10 +129,11 @@ class _Compiler:
         inputs: Mapping[ModelRef, Input],
         *,
         seed: int | None = None,
+        layout: ExpertLayout | None = None,
         resolving: bool = True,
     ) -> None:
         self.plan, self.method, self.inputs, self.resolving = plan, method, inputs, resolving
-        self.seed = seed
+        self.seed, self.layout = seed, layout
         self.labels = stream_labels(model.name for model in inputs.values())
         self.donor = donor_of(plan, inputs)
         self.slices = as_slices(plan)
@@ -143,13 +151,15 @@ class _Compiler:
             output = self._output(group)
             if output is not None:
                 outputs[group.name] = output
-        return Graph(outputs)
+        inputs = [self.donor, *self.inputs.values()]
+        form = output_form([m.form for m in inputs], self.layout, self.donor.spelling)
+        return Graph(stored_outputs(outputs, form))
 
     def settings(self, tensor: str) -> list[Setting]:
         """Every parameter that decides output `tensor`, with the plan line it comes from."""
         for group in groups(self.slices, self.inputs, self.donor):
             if group.name == tensor:
-                chosen = self._arrange(group, [o for o in group.operands if o.entry is not None])
+                chosen = self._arrange(group, [o for o in group.operands if o.place is not None])
                 return self.resolver.settings(group, chosen[1]) if chosen and chosen[1] else []
         return []
 
@@ -172,7 +182,7 @@ class _Compiler:
     # ---- one output -----------------------------------------------------------------------------
 
     def _output(self, group: Group) -> Output | None:
-        present = [o for o in group.operands if o.entry is not None]
+        present = [o for o in group.operands if o.place is not None]
         if not present:
             return None
         first = spec_of(present[0])
@@ -187,7 +197,7 @@ class _Compiler:
 
     def _noted(self, group: Group, output: Output | None) -> Output | None:
         """The output, and a note of the models that take no part in it."""
-        missing = tuple(o.input.name for o in group.operands if o.entry is None)
+        missing = tuple(o.input.name for o in group.operands if o.place is None)
         if output is not None and missing:
             self.partial.append(Partial(group.name, missing))
         return output
@@ -218,11 +228,11 @@ class _Compiler:
 
     def _unmatched(self, group: Group, present: list[Operand]) -> tuple[Operand | None, list[Operand]] | None:
         have = ", ".join(o.input.name for o in present)
-        lack = ", ".join(o.input.name for o in group.operands if o.entry is None)
+        lack = ", ".join(o.input.name for o in group.operands if o.place is None)
         match self.plan.unmatched:
             case "drop":
                 reason = f"not in {lack} (unmatched: drop)"
-                self.dropped += [Dropped(o.input.name, o.tensor, reason) for o in present]
+                self.dropped += [Dropped(o.input.name, _source(o).label, reason) for o in present]
                 return None
             case "copy":
                 return present[0], []
@@ -239,6 +249,8 @@ class _Compiler:
         operands = [o for o in group.operands if o is base or any(o is m for m in models)]
         specs = [spec_of(o) for o in operands]
         out = self.plan.out_dtype or self.plan.dtype or promote([s.dtype for s in specs])
+        if is_balance(group.name):
+            out = promote([DType.F32, *(s.dtype for s in specs)])
         try:
             shared, each = self.resolver.values(group, models) if models else (Values({}), ())
             roles = tuple("base" if o is base else "model" for o in operands)
@@ -288,7 +300,7 @@ class _Compiler:
         taking_part = any(o.input is self.donor for o in group.operands)
         own = next((o for o in present if not taking_part or o.input is self.donor), None)
         left = [o for o in present if o is not own]
-        self.dropped += [Dropped(o.input.name, o.tensor, "derived buffer") for o in left]
+        self.dropped += [Dropped(o.input.name, _source(o).label, "derived buffer") for o in left]
         return None if own is None else _bound(load(0, spec_of(own)), [own])
 
     def _checked(self, present: list[Operand]) -> Output:
@@ -310,6 +322,11 @@ class _Compiler:
 
 
 def _bound(expression: Node, operands: list[Operand], streams: Streams = ()) -> Output:
-    sources = tuple(SourceTensor(o.input.key, o.tensor) for o in operands)
+    sources = tuple(_source(o) for o in operands)
     spec = TensorSpec(expression.spec.shape, expression.spec.dtype)
     return Output(spec, (Piece(expression, sources, streams),))
+
+
+def _source(operand: Operand) -> SourceTensor:
+    assert operand.place is not None
+    return SourceTensor(operand.input.key, operand.place.tensor, operand.place.view)

@@ -36,7 +36,7 @@ class FilterUse:
     def note(self, group: Group, models: Sequence[Operand]) -> None:
         """Take note that the parameters of a tensor were resolved."""
         if self._levels:
-            self._names.setdefault(id(group.part), {})[group.name] = None
+            self._names.setdefault(id(group.part), {})[group.filter_name] = None
             for o in models:
                 self._names.setdefault(id(o.source), {})[o.filter_name] = None
 

@@ -10,7 +10,7 @@ from typing import Any
 from mergegraph.architectures.roles import is_derived, is_head
 from mergegraph.checkpoint.names import split_layer
 from mergegraph.compiler.inputs import Input
-from mergegraph.graph.graph import Graph
+from mergegraph.graph.graph import Graph, SourceTensor
 from mergegraph.methods.base import Values
 from mergegraph.plan.values import ModelRef
 
@@ -81,13 +81,18 @@ class CompileReport:
 
 def unused(inputs: Mapping[ModelRef, Input], graph: Graph, known: Sequence[Dropped]) -> list[Dropped]:
     """Return the input tensors that no output reads, beyond those already `known` to be dropped."""
-    used = {(s.checkpoint, s.tensor) for s in graph.sources()}
+    used = graph.sources()
+    # A stack that is copied whole is one source, and all of its matrices are used.
+    whole = {s.name for s in used if s.view is None}
     noted = {(d.model, d.tensor) for d in known}
     found = []
     for model in inputs.values():
-        for name, (own, entry) in model.tensors.items():
-            if (model.key, own) not in used and (model.name, own) not in noted:
-                found.append(Dropped(model.name, own, _reason(model, name, len(entry.spec.shape), graph)))
+        for name, place in model.tensors.items():
+            source = SourceTensor(model.key, place.tensor, place.view)
+            if source in used or source.name in whole or (model.name, source.label) in noted:
+                continue
+            reason = _reason(model, name, len(place.spec.shape), graph)
+            found.append(Dropped(model.name, source.label, reason))
     return found
 
 

@@ -61,7 +61,7 @@ class Resolver:
             filters = self._filters[who] = self._filters_of(group, models)
         key: object = (who, group.t)
         if filters:
-            names = (group.name, *(o.filter_name for o in models))
+            names = (group.filter_name, *(o.filter_name for o in models))
             key = (who, group.t, tuple(text in name for text in filters for name in names))
         found = self._cache.get(key)
         if found is None:
@@ -85,7 +85,7 @@ class Resolver:
 
     def _shared(self, parameter: Parameter, group: Group) -> tuple[Scalar | None, Origin | None]:
         levels = (group.part.parameters, self._plan.parameters)
-        found = self._lookup(parameter, levels, group.name, group.t)
+        found = self._lookup(parameter, levels, group.filter_name, group.t)
         if found is None:
             where = group.part.origin if self._plan.slices else self._plan.method_origin
             raise self._unresolved(parameter, levels, where, None)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from mergegraph.checkpoint.index import CheckpointIndex
 from mergegraph.compiler.checks import line_of
+from mergegraph.compiler.experts import spelling_for
 from mergegraph.compiler.inputs import Input, align_prefix
 from mergegraph.compiler.tokenizers import asks_for_tokenizers
 from mergegraph.errors import CheckpointError
@@ -40,8 +41,13 @@ def open_inputs(plan: MergePlan, problems: Problems) -> dict[ModelRef, Input]:
     donor = next((opened[ref] for ref in (plan.base_model, *opened) if ref in opened), None)
     if donor is None:
         return {}
+    first = [donor, *opened.values()]
+    spelling = spelling_for([(index.tensors, index.config) for index in first])
     inputs = {
-        ref: Input(_as_opened(ref), keys[ref], index, align_prefix(index.tensors, donor.tensors))
+        ref: Input(
+            *(_as_opened(ref), keys[ref], index, align_prefix(index.tensors, donor.tensors)),
+            spelling=spelling,
+        )
         for ref, index in opened.items()
     }
     return _with_tokenizers(inputs, plan, problems) if asks_for_tokenizers(plan) else inputs

@@ -51,7 +51,11 @@ def plan_summary(
         "outputs": outputs,
         "shards": [{"file": s.file, "bytes": s.size, "tensors": len(s.tensors)} for s in layout.shards],
         "tasks": dict(sorted(graph.tasks().items())),
-        "bytes_read": sum(entries[s.checkpoint][s.tensor].spec.nbytes for s in graph.sources()),
+        "bytes_read": sum(
+            spec.nbytes if s.view is None else s.view.numel * spec.dtype.bits // 8
+            for s in graph.sources()
+            for spec in (entries[s.checkpoint][s.tensor].spec,)
+        ),
         "bytes_streamed": schedule.streamed_bytes,
         "bytes_written": layout.file_bytes,
         "peak_bytes": schedule.peak_bytes,

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from mergegraph.checkpoint.index import CheckpointIndex
+from mergegraph.checkpoint.view import parsed_view
 from mergegraph.errors import CheckpointError
-from mergegraph.runtime.executor import ReadBack, stored_checksum
+from mergegraph.runtime.executor import placed_checksum, stored_checksum
 from mergegraph.storage.local import open_checkpoint
 from mergegraph.storage.reader import Reader
 from mergegraph.storage.sidecars import MANIFEST_FILE
+from mergegraph.storage.strided import Transfer
+from mergegraph.tensorspec import TensorSpec
 
 
 def damaged_tensors(out: Path) -> list[str]:
@@ -21,10 +26,10 @@ def damaged_tensors(out: Path) -> list[str]:
     """
     index = open_checkpoint(str(out), name=str(out))
     recorded = _checksums(out)
-    pieces: dict[str, list[tuple[int, str]]] = {}
+    pieces: dict[str, dict[str, str]] = {}
     for piece, value in recorded.items():
-        tensor, offset = _place(piece, index)
-        pieces.setdefault(tensor, []).append((offset, value))
+        tensor, place = _place(piece, index)
+        pieces.setdefault(tensor, {})[place] = value
     damaged = {name: None for name in index.tensors if name not in pieces}
     damaged |= {name: None for name in pieces if name not in index.tensors}
     with Reader({"out": index}) as reader:
@@ -33,26 +38,34 @@ def damaged_tensors(out: Path) -> list[str]:
             reader.read_into("out", tensor, offset, buffer)
 
         for tensor, parts in pieces.items():
-            if tensor in index.tensors and not _intact(
-                tensor, sorted(parts), index.tensors[tensor].spec.nbytes, read
-            ):
-                damaged[tensor] = None
+            if tensor in index.tensors:
+                spec = index.tensors[tensor].spec
+                if not _intact(parts, spec, partial(read, tensor)):
+                    damaged[tensor] = None
     return sorted(damaged)
 
 
-def _place(piece: str, index: CheckpointIndex) -> tuple[str, int]:
+def _place(piece: str, index: CheckpointIndex) -> tuple[str, str]:
     """Take the name of a piece apart; a tensor's own name may hold anything, line breaks too."""
-    tensor, _, offset = piece.rpartition("\n")
-    if piece not in index.tensors and tensor in index.tensors and offset.isdecimal():
-        return tensor, int(offset)
-    return piece, 0
+    tensor, _, place = piece.rpartition("\n")
+    if piece not in index.tensors and tensor in index.tensors:
+        return tensor, place
+    return piece, "0"
 
 
-def _intact(tensor: str, parts: list[tuple[int, str]], size: int, read: ReadBack) -> bool:
-    ends = [offset for offset, _ in parts[1:]] + [size]
+def _intact(parts: Mapping[str, str], spec: TensorSpec, read: Transfer) -> bool:
+    """Whether every piece is as recorded: each reaches to the next, or all say where they lie."""
+    if all(place.isdecimal() for place in parts):
+        starts = sorted(int(place) for place in parts)
+        ends = [*starts[1:], spec.nbytes]
+        found = [stored_checksum(a, b - a, read) for a, b in zip(starts, ends, strict=True)]
+        return [f"{value:016x}" for value in found] == [parts[str(start)] for start in starts]
+    views = {place: parsed_view(place) for place in parts}
+    if any(v is None or not v.within(spec.numel) for v in views.values()):
+        return False
+    size = spec.dtype.bits // 8
     return all(
-        f"{stored_checksum(tensor, offset, end - offset, read):016x}" == value
-        for (offset, value), end in zip(parts, ends, strict=True)
+        f"{placed_checksum(view, size, read):016x}" == parts[place] for place, view in views.items() if view
     )
 
 

@@ -13,30 +13,52 @@ from functools import cached_property
 from hashlib import blake2b
 from typing import Literal
 
+from mergegraph.checkpoint.view import View
 from mergegraph.graph.node import Locality, Node, node, walk
 from mergegraph.tensorspec import TensorSpec
 
-OutputKind = Literal["merged", "copied", "checked"]
+OutputKind = Literal["merged", "copied", "checked", "filled"]
+
+FILL = ""
+"""The key of no checkpoint: its "tensors" are numbers, and every element is that number."""
 
 
 @dataclass(frozen=True, slots=True)
 class SourceTensor:
-    """A tensor of an input checkpoint: the checkpoint's key and the tensor's name in it."""
+    """A tensor of an input checkpoint, or a part of it: the checkpoint's key, and the tensor's name in it."""
 
     checkpoint: str
     tensor: str
+    view: View | None = None
+
+    @property
+    def filled(self) -> float | None:
+        """The value of every element, if this is no tensor of a checkpoint."""
+        return float(self.tensor) if self.checkpoint == FILL else None
+
+    @property
+    def name(self) -> tuple[str, str]:
+        """The checkpoint's key and the tensor's name."""
+        return self.checkpoint, self.tensor
+
+    @property
+    def label(self) -> str:
+        """The tensor's name, and the part if it is one."""
+        return self.tensor if self.view is None else f"{self.tensor}[{self.view}]"
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
     """An expression over slots, and the checkpoint tensors bound to them (slot i is ``sources[i]``).
 
-    `streams` gives each slot its random stream, if the expression draws at random.
+    Elements are numbered within a piece. `streams` gives each slot its random stream, if the expression
+    draws at random. `place` says where in the output the elements go; None: right after the piece before.
     """
 
     expression: Node
     sources: tuple[SourceTensor, ...]
     streams: tuple[tuple[float, float], ...] = ()
+    place: View | None = None
 
     def bound(self) -> Node:
         """The expression with its ``load`` nodes naming checkpoint tensors instead of slots."""
@@ -45,7 +67,7 @@ class Piece:
             if n.op.locality is Locality.SOURCE:
                 attrs = n.attributes
                 source = self.sources[attrs.pop("slot")]
-                built[n.key] = node(n.op, source=source.checkpoint, tensor=source.tensor, **attrs)
+                built[n.key] = node(n.op, source=source.checkpoint, tensor=source.label, **attrs)
             else:
                 inputs = [built[x.key] for x in n.inputs]
                 built[n.key] = node(n.op, *inputs, origin=n.origin, **n.attributes)
@@ -54,7 +76,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """One tensor to write: an ordered list of pieces, each the next contiguous run of elements.
+    """One tensor to write: an ordered list of pieces, each the next run of elements unless it says its place.
 
     Most outputs are a single piece. Stacked experts and remapped vocabularies are several, and
     each streams to its own byte range.
@@ -70,10 +92,11 @@ class Output:
 
     @property
     def kind(self) -> OutputKind:
-        """``copied``: bytes of one input; ``checked``: copied once all inputs are found equal."""
+        """``copied``: bytes of inputs; ``checked``: once all inputs are found equal; ``filled``: of none."""
         names = {part.expression.op.name for part in self.parts}
         if names == {"load"}:
-            return "copied"
+            filled = all(s.filled is not None for part in self.parts for s in part.sources)
+            return "filled" if filled else "copied"
         return "checked" if names <= {"load", "identical"} else "merged"
 
 
@@ -91,7 +114,7 @@ class Graph:
             digest.update(f"{name}\0{output.spec}\0".encode())
             for part in output.parts:
                 digest.update(part.expression.key)
-                digest.update(repr((part.sources, part.streams)).encode())
+                digest.update(repr((part.sources, part.streams, part.place)).encode())
         return digest.hexdigest()
 
     def tasks(self) -> Counter[str]:
@@ -108,4 +131,9 @@ class Graph:
     def sources(self) -> dict[SourceTensor, None]:
         """Every checkpoint tensor that is read, once, in order of first use."""
         parts = (part for output in self.outputs.values() for part in output.parts)
-        return {source: None for part in parts for source in part.sources}
+        return {source: None for part in parts for source in part.sources if source.filled is None}
+
+
+def filled(value: float) -> SourceTensor:
+    """A source of which every element is `value`."""
+    return SourceTensor(FILL, repr(float(value)))

@@ -94,7 +94,7 @@ def calls(found: Expression, bound: Sequence[SourceTensor], sources: Mapping[str
 
 def source_text(source: SourceTensor, sources: Mapping[str, str]) -> str:
     """Render ``llama_a:model.norm.weight``."""
-    return f"{sources.get(source.checkpoint, source.checkpoint)}:{source.tensor}"
+    return f"{sources.get(source.checkpoint, source.checkpoint)}:{source.label}"
 
 
 def explain_text(name: str, output: Output, sources: Mapping[str, str]) -> str:

@@ -6,6 +6,7 @@ on every machine and equal to those of the torch kernels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -122,6 +123,14 @@ def uniform(high, low, e):  # type: ignore[no-untyped-def]
     start = mixed(u64(u64(u64(high) << u64(24)) | u64(low)) + golden)
     z = mixed(u64(start + u64(e + 1) * golden))
     return f32(u32(z >> u64(40))) * f32(5.9604644775390625e-08)
+
+
+@helper
+def normal(high, low, e):  # type: ignore[no-untyped-def]
+    """Element `e` of the standard normal stream ``(high, low)``, in float64 (Box and Muller 1958)."""
+    a = f64(uniform(high, low, 2 * e))
+    b = f64(uniform(high, low, 2 * e + 1))
+    return math.sqrt(-2.0 * math.log(1.0 - a)) * math.cos(2.0 * math.pi * b)
 
 
 @jit

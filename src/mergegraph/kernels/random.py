@@ -7,6 +7,8 @@ and resumed runs see the same numbers. The top 24 bits give a float in [0, 1).
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -42,6 +44,27 @@ def drop_by(x: Tensor, keep: Tensor, stream: Array, *, first: int = 0) -> Tensor
     """Keep each element with its own probability, zero the others; what is not finite stays."""
     u = uniform(stream, first, x.numel(), x.device).reshape(x.shape).to(x.dtype)
     return torch.where((u >= keep) & x.isfinite(), torch.zeros_like(x), x)
+
+
+def normal(stream: Array, first: int, count: int, device: torch.device) -> Tensor:
+    """Elements `first` to ``first + count`` of a stream of standard normal numbers, float64.
+
+    Box and Muller 1958, "A note on the generation of random normal deviates": two uniforms for each.
+    """
+    pairs = uniform(stream, 2 * first, 2 * count, device).to(torch.float64).reshape(-1, 2)
+    return torch.sqrt(-2.0 * torch.log(1.0 - pairs[:, 0])) * torch.cos(2.0 * math.pi * pairs[:, 1])
+
+
+def noise(x: Tensor, size: Array, stream: Array, *, first: int = 0) -> Tensor:
+    """Add normal noise with standard deviation `size`."""
+    z = normal(stream, first, x.numel(), x.device).reshape(x.shape).to(x.dtype)
+    return x + float(size[0]) * z
+
+
+def spread(x: Tensor, size: Array, stream: Array, *, first: int = 0) -> Tensor:
+    """Add uniform noise between -`size` and `size`."""
+    u = uniform(stream, first, x.numel(), x.device).reshape(x.shape).to(x.dtype)
+    return x + float(size[0]) * (u + u - 1.0)
 
 
 def _shift(z: Tensor, bits: int) -> Tensor:

@@ -35,7 +35,7 @@ from mergegraph.ops.linear import (
     scale,
     weighted_sum,
 )
-from mergegraph.ops.random import STREAM, drop, drop_by, stream
+from mergegraph.ops.random import STREAM, drop, drop_by, noise, spread, stream
 from mergegraph.ops.rows import importance, row_arc, row_divergence, row_ranks, row_stock
 from mergegraph.ops.statistics import (
     arc,
@@ -106,6 +106,7 @@ __all__ = [
     "line",
     "load",
     "nearswap",
+    "noise",
     "nonzero",
     "numel",
     "overlap",
@@ -124,6 +125,7 @@ __all__ = [
     "signed_mean",
     "slerp",
     "sphere_mean",
+    "spread",
     "squares",
     "stock",
     "stream",

@@ -29,6 +29,17 @@ def _drop_by_code(args: Sequence[str], _: Attrs, real: Real, __: str) -> Code:
     return _dropped(x, f"{keep}", stream, real)
 
 
+def _noise_code(args: Sequence[str], _: Attrs, real: Real, __: str) -> Code:
+    x, size, stream = args
+    return [], f"{x} + {size}_0 * {real.type}(normal({stream}_0, {stream}_1, e))"
+
+
+def _spread_code(args: Sequence[str], _: Attrs, real: Real, __: str) -> Code:
+    x, size, stream = args
+    number = f"{real.type}(uniform({stream}_0, {stream}_1, e))"
+    return [], f"{x} + {size}_0 * ({number} + {number} - {real.one})"
+
+
 STREAM = Op("stream", Locality.SMALL, _stream_spec, "random:stream")
 drop = Op(
     "drop",
@@ -46,6 +57,26 @@ drop_by = Op(
     _drop_by_code,
     indexed=True,
 )
+
+
+noise = Op(
+    "noise",
+    Locality.ELEMENTWISE,
+    elementwise("noise", count=1, small=lambda _: (1, 2)),
+    "random:noise",
+    _noise_code,
+    indexed=True,
+)
+"""x + size · N(0, 1)"""
+spread = Op(
+    "spread",
+    Locality.ELEMENTWISE,
+    elementwise("spread", count=1, small=lambda _: (1, 2)),
+    "random:spread",
+    _spread_code,
+    indexed=True,
+)
+"""x + size · U(-1, 1)"""
 
 
 def stream(slot: int) -> Node:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from mergegraph.errors import did_you_mean
 from mergegraph.graph.node import Origin
@@ -77,6 +77,9 @@ class Setting:
     conditions: tuple[Condition, ...]
     origin: Origin
 
+
+ExpertLayout = Literal["per-expert", "stacked"]
+"""How experts are written: a tensor each, or one for all experts of a layer."""
 
 Parameters = Mapping[str, Setting]
 

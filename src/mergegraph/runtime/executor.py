@@ -10,9 +10,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
+from mergegraph.checkpoint.view import View, view_text
+from mergegraph.kernels.reduction import Array
 from mergegraph.runtime.codecache import load_source
 from mergegraph.runtime.progress import Job, JobResult, Progress, Tally
 from mergegraph.runtime.tilecode import tile_source
@@ -23,6 +26,7 @@ from mergegraph.schedule.schedule import Schedule
 from mergegraph.schedule.tiling import Phase, Program
 from mergegraph.storage.journal import Journal
 from mergegraph.storage.reader import Reader
+from mergegraph.storage.strided import Transfer, read_view
 from mergegraph.storage.writer import OutputWriter
 
 BATCH_PROGRAMS = 64
@@ -32,7 +36,9 @@ OnProgress = Callable[[Tally, Program], None]
 
 
 def piece_id(program: Program) -> str:
-    """How the journal names a piece: its tensor and, beyond the first piece, its byte offset."""
+    """How the journal names a piece: its tensor and, beyond the first piece, its byte offset or its place."""
+    if program.place is not None:
+        return f"{program.tensor}\n{view_text(program.place)}"
     return f"{program.tensor}\n{program.offset}" if program.offset else program.tensor
 
 
@@ -218,15 +224,27 @@ ReadBack = Callable[[str, int, memoryview], None]
 
 def piece_checksum(program: Program, read_back: ReadBack) -> int:
     """The checksum of a piece as it is on disk, read in bounded steps."""
-    return stored_checksum(program.tensor, program.offset, program.spec.nbytes, read_back)
+    read = partial(read_back, program.tensor)
+    if program.place is not None:
+        return placed_checksum(program.place, program.spec.dtype.bits // 8, read)
+    return stored_checksum(program.offset, program.spec.nbytes, read)
 
 
-def stored_checksum(tensor: str, offset: int, size: int, read_back: ReadBack) -> int:
-    """The checksum of `size` stored bytes of `tensor` from byte `offset` on."""
+def stored_checksum(offset: int, size: int, read: Transfer) -> int:
+    """The checksum of `size` stored bytes of a tensor from byte `offset` on."""
+    return _summed(size, lambda begin, part: read(offset + begin, part.data))
+
+
+def placed_checksum(place: View, size: int, read: Transfer) -> int:
+    """The checksum of a piece whose elements, of `size` bytes, lie at `place` in a tensor."""
+    return _summed(place.numel * size, lambda begin, part: read_view(place, size, begin // size, part, read))
+
+
+def _summed(size: int, fill: Callable[[int, Array], None]) -> int:
     total, step = 0, 1 << 20
     buffer = np.empty(min(step, max(size, 1)), dtype=np.uint8)
     for begin in range(0, size, step):
         part = buffer[: min(step, size - begin)]
-        read_back(tensor, offset + begin, part.data)
+        fill(begin, part)
         total += checksum(part, begin)
     return total % 2**64

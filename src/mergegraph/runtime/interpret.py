@@ -52,7 +52,7 @@ def _apply(node: Node, values: dict[bytes, Any], tile: Tile) -> Tensor:
     wide = any(x.spec.dtype is DType.F64 for x in node.inputs if not (x.is_stat or x.is_row))
     compute = torch.float64 if wide else torch.float32
     operands = [values[x.key] if x.is_stat or x.is_row else values[x.key].to(compute) for x in node.inputs]
-    index = {"first": tile.job.program.first + tile.begin} if node.op.indexed else {}
+    index = {"first": tile.begin} if node.op.indexed else {}
     index |= {"first": tile.begin} if node.op.by_column else {}
     result: Tensor = node.op.implementation(*operands, **node.attributes, **index)
     return result

@@ -26,8 +26,8 @@ _NOT_FINITE = {
 }
 _HEADER = """\
 from mergegraph.kernels.fused import (
-    down_bf16, down_f16, f32, f64, jit, round_bf16, round_f16, round_f32, round_f64, u16, u32, uniform,
-    up_bf16, up_f16,
+    down_bf16, down_f16, f32, f64, jit, normal, round_bf16, round_f16, round_f32, round_f64, u16, u32,
+    uniform, up_bf16, up_f16,
 )
 from mergegraph.kernels.fused_folds import (
     fold_columns, fold_gram, fold_histogram32, fold_histogram64, fold_histogram_within32,

@@ -24,6 +24,15 @@ STORAGE = {DType.BF16: np.uint16, DType.F16: np.uint16, DType.F32: np.float32, D
 """How tiles of each arithmetic dtype lie in memory."""
 
 
+def stored_value(value: float, dtype: DType) -> Any:
+    """How one element is stored; exact for values that `dtype` holds exactly."""
+    if dtype is DType.BF16:
+        return np.float32(value).view(np.uint32) >> 16
+    if dtype is DType.F16:
+        return np.float16(value).view(np.uint16)
+    return value
+
+
 class Arena:
     """Named scratch buffers that grow to the largest size asked for and are then reused."""
 
@@ -82,7 +91,7 @@ def generated(phase: Phase, run: Callable[..., Any]) -> PhaseFunction:
     columns, chunk = phase.columns, phase.chunk
 
     def function(tile: Tile, arena: Arena) -> int:
-        args: list[Any] = [tile.count, tile.job.program.first + tile.begin, tile.begin, columns, chunk]
+        args: list[Any] = [tile.count, tile.begin, tile.begin, columns, chunk]
         args += [raw.view(dtype) for raw, dtype in zip(tile.inputs, inputs, strict=True)]
         args += [tile.job.values[key] for key in stats]
         for i, row in enumerate(phase.rows):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from queue import SimpleQueue
 from threading import Thread
 from time import perf_counter
@@ -18,9 +19,10 @@ import numpy as np
 from mergegraph.kernels import fused
 from mergegraph.kernels.reduction import Array
 from mergegraph.runtime.progress import Job, JobResult, Progress, Tally
-from mergegraph.runtime.tiles import Arena, PhaseFunction, Tile
+from mergegraph.runtime.tiles import STORAGE, Arena, PhaseFunction, Tile, stored_value
 from mergegraph.schedule.memory import arity, state_rows
 from mergegraph.storage.reader import Reader
+from mergegraph.storage.strided import read_view, write_view
 from mergegraph.storage.writer import OutputWriter
 
 Batch = tuple[Progress, ...]
@@ -94,7 +96,16 @@ class Worker:
         bits = load.spec.dtype.bits
         buffer = self._arena.bytes(f"load{i}", count * bits // 8)
         source = job.program.source(load)
-        self._reader.read_into(source.checkpoint, source.tensor, begin * bits // 8, buffer.data)
+        view, value = source.view, source.filled
+        if value is not None:
+            dtype = load.spec.dtype
+            buffer.view(STORAGE[dtype])[:] = stored_value(value, dtype)
+            return buffer
+        if view is None or view.contiguous:
+            first = begin + (0 if view is None else view.offset)
+            self._reader.read_into(source.checkpoint, source.tensor, first * bits // 8, buffer.data)
+        else:
+            read_view(view, bits // 8, begin, buffer, partial(self._reader.read_into, *source.name))
         return buffer
 
     def _output(self, job: Job, count: int) -> Array | None:
@@ -104,8 +115,13 @@ class Worker:
 
     def _write(self, job: Job, tile: Tile) -> None:
         assert tile.output is not None
-        offset = job.program.offset + tile.begin * job.program.spec.dtype.bits // 8
-        self._writer.write(job.program.tensor, offset, tile.output.data)
+        program, bits = job.program, job.program.spec.dtype.bits
+        if program.place is None:
+            offset = program.offset + tile.begin * bits // 8
+            self._writer.write(program.tensor, offset, tile.output.data)
+        else:
+            write = partial(self._writer.write, program.tensor)
+            write_view(program.place, bits // 8, tile.begin, tile.output, write)
 
     def _checksum(self, job: Job, tile: Tile) -> int:
         assert tile.output is not None

@@ -22,6 +22,8 @@ def order(
         shard, begin = layout.locate(program.tensor)
         checked = program.raw and len(program.sources) > 1
         first = program.sources[0]
+        if first.filled is not None:
+            return (not checked, shard, "", 0, begin + program.offset)
         entry = sources[first.checkpoint].tensors[first.tensor]
         return (not checked, shard, entry.file, entry.begin, begin + program.offset)
 

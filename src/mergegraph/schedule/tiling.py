@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from mergegraph.checkpoint.view import View
 from mergegraph.errors import GraphError
 from mergegraph.graph.graph import Graph, Output, SourceTensor
 from mergegraph.graph.node import Locality, Node, walk
@@ -108,7 +109,7 @@ class Program:
         phases: at least one; only the last has a result. Shared by all programs of one expression.
         sources: the checkpoint tensors that the slots of ``load`` nodes stand for.
         streams: for each slot, the random stream of ops that draw at random for it.
-        first: number of the piece's first element in the output tensor.
+        place: where in that tensor its elements go, if some piece of it is not one run from its `offset` on.
         raw: bytes are copied (after a comparison, for ``identical``), not computed.
     """
 
@@ -118,7 +119,7 @@ class Program:
     phases: tuple[Phase, ...]
     sources: tuple[SourceTensor, ...]
     streams: tuple[tuple[float, float], ...]
-    first: int
+    place: View | None
     raw: bool
 
     def source(self, load: Node) -> SourceTensor:
@@ -147,7 +148,8 @@ def programs(graph: Graph) -> list[Program]:
 
 
 def _of_output(name: str, output: Output, cuts: dict[bytes, tuple[Phase, ...]]) -> Iterable[Program]:
-    offset = first = 0
+    offset = 0
+    scattered = any(part.place is not None and not part.place.contiguous for part in output.parts)
     for part in output.parts:
         piece = part.expression
         if piece.spec.dtype is not output.spec.dtype:
@@ -155,9 +157,10 @@ def _of_output(name: str, output: Output, cuts: dict[bytes, tuple[Phase, ...]]) 
         raw = piece.op.name in ("load", "identical")
         if piece.key not in cuts:
             cuts[piece.key] = _raw_phase(piece) if raw else cut(piece)
-        yield Program(name, offset, piece.spec, cuts[piece.key], part.sources, part.streams, first, raw)
+        begin = offset if part.place is None else part.place.offset * piece.spec.dtype.bits // 8
+        place = part.place if scattered else None
+        yield Program(name, begin, piece.spec, cuts[piece.key], part.sources, part.streams, place, raw)
         offset += piece.spec.nbytes
-        first += piece.spec.numel
 
 
 def _raw_phase(piece: Node) -> tuple[Phase, ...]:
