@@ -4,15 +4,16 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v p
 JOBS   ?= 2
 DEMO   ?= demo
 BENCH  ?= bench
+PEER   ?= $(BENCH)/peer
 BIN    := .venv/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 DEPS   := pyproject.toml constraints.txt
 
-.PHONY: help demo test faults check format bench docs clean
+.PHONY: help demo test faults check format bench bench-peer bench-docs docs clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # A stamp says which extras are installed; it is remade when the requirements change.
 .venv/.core: $(DEPS)
@@ -48,9 +49,24 @@ format: .venv/.dev  ## format the code and fix what can be fixed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: .venv/.core  ## make 1.1 B checkpoints in bench/ once, then time every method against the floor
-	$(BIN)/python benchmarks/make_checkpoint.py $(BENCH)/models --models 4
-	$(BIN)/python benchmarks/run.py --models $(BENCH)/models --work $(BENCH)/work --json $(BENCH)/result.json $(ARGS)
+.venv/.bench: .venv/.core
+	$(PIP) -e '.[bench]'
+	@touch $@
+
+bench: .venv/.bench  ## time merges against the floor; SUITES='methods plan' picks suites, ARGS=--quick tries it
+	$(BIN)/python -m benchmarks $(SUITES) --models $(BENCH)/models --work $(BENCH)/work --json $(BENCH)/result.json \
+		--charts $(BENCH)/charts $(if $(wildcard $(PEER)/bin/mergekit-yaml),--peer $(PEER)) $(ARGS)
+
+bench-peer: $(PEER)/.done  ## install mergekit into a venv of its own, for `make bench` to time it too
+
+# Its own versions of everything: the constraints here are not its.
+$(PEER)/.done:
+	test -x $(PEER)/bin/python || $(PYTHON) -m venv $(PEER)
+	$(PEER)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 mergekit==0.1.5
+	@touch $@
+
+bench-docs: .venv/.bench  ## put what `make bench` measured into docs/performance.md
+	$(BIN)/python -m benchmarks.report $(BENCH)/result.json --docs docs/performance.md
 
 docs: .venv/.core  ## regenerate the generated documents
 	$(BIN)/python docs/generate.py

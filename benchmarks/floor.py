@@ -1,9 +1,10 @@
 """The floor: read every input byte once, write every output byte once, and do nothing else.
 
 No merge can be faster than that on the same machine, so benchmarks report multiples of it. Reads go
-into one reused buffer per thread, writes come from one, into a file preallocated like the engine's.
+into one reused buffer per thread, writes come from one, into a file preallocated like the engine's
+and, like it, forced to the disk at the end.
 
-    python benchmarks/floor.py --read bench/models/base --write 2200000000 --to bench/work
+    python -m benchmarks.floor --read bench/models/llama-1.1b/base --write 2200000000 --to bench/work
 """
 
 from __future__ import annotations
@@ -12,63 +13,100 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 BLOCK = 1 << 20
 """Bytes per system call: large enough to hide the call, small enough to stay in cache."""
 
-STRETCH = 64 * BLOCK
+STRETCH = 32 * BLOCK
 """Consecutive bytes one thread handles, so that each reads and writes sequentially."""
 
-Job = tuple[int, int, int]
-"""(file descriptor, first byte, one past the last byte)"""
+
+@dataclass(frozen=True)
+class Job:
+    """Bytes `begin` to `end` of a file: input to read, or output to write."""
+
+    path: Path
+    begin: int
+    end: int
+    output: bool
 
 
-def stretches(descriptor: int, size: int) -> Iterator[Job]:
+def stretches(path: Path, size: int, output: bool) -> list[Job]:
     """Cut a file into jobs."""
-    return ((descriptor, begin, min(begin + STRETCH, size)) for begin in range(0, size, STRETCH))
+    starts = range(0, size, STRETCH)
+    return [Job(path, begin, min(begin + STRETCH, size), output) for begin in starts]
 
 
-def read(jobs: list[Job]) -> None:
-    """Read the bytes of `jobs` into one buffer."""
-    buffer = memoryview(bytearray(BLOCK))
-    for descriptor, begin, end in jobs:
-        while begin < end:
-            begin += os.preadv(descriptor, [buffer[: min(BLOCK, end - begin)]], begin)
+def interleaved(reads: list[Job], writes: list[Job]) -> list[Job]:
+    """All jobs, writes spread evenly between the reads, as a merge does them: disks do both at once."""
+    placed = [((i + 1) / len(reads), 0, job) for i, job in enumerate(reads)]
+    placed += [((i + 1) / len(writes), 1, job) for i, job in enumerate(writes)]
+    return [job for _, _, job in sorted(placed, key=lambda found: found[:2])]
 
 
-def write(jobs: list[Job]) -> None:
-    """Write the byte ranges of `jobs` from one buffer."""
-    buffer = memoryview(os.urandom(BLOCK))
-    for descriptor, begin, end in jobs:
-        while begin < end:
-            begin += os.pwrite(descriptor, buffer[: min(BLOCK, end - begin)], begin)
+def work(jobs: list[Job]) -> None:
+    """Do the jobs of one thread, with buffers and descriptors of its own.
+
+    The kernel reads ahead by descriptor: threads that share one keep each other from it.
+    """
+    source, target = memoryview(bytearray(BLOCK)), memoryview(os.urandom(BLOCK))
+    with ExitStack() as opened:
+        descriptors: dict[Path, int] = {}
+        for job in jobs:
+            if job.path not in descriptors:
+                descriptors[job.path] = os.open(job.path, os.O_WRONLY if job.output else os.O_RDONLY)
+                opened.callback(os.close, descriptors[job.path])
+            descriptor, begin = descriptors[job.path], job.begin
+            while begin < job.end:
+                count = min(BLOCK, job.end - begin)
+                if job.output:
+                    done = os.pwrite(descriptor, target[:count], begin)
+                else:
+                    done = os.preadv(descriptor, [source[:count]], begin)
+                if done == 0:
+                    raise EOFError(f"{job.path} became shorter while it was read")
+                begin += done
 
 
-def measure(inputs: list[Path], size: int, target: Path, threads: int) -> dict[str, float | int]:
-    """Time it. Reads and writes alternate as in a merge: both are spread over the same threads."""
-    files = [path for source in inputs for path in sorted(source.glob("*.safetensors"))]
+def measure(inputs: list[tuple[Path, int]], size: int, target: Path, threads: int) -> dict[str, Any]:
+    """Time it: so many bytes of each input file, `size` bytes of output, spread over `threads`."""
     started = time.perf_counter()
-    sources = [os.open(path, os.O_RDONLY) for path in files]
     output = os.open(target, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
     try:
-        os.posix_fallocate(output, 0, size)
-        total = sum(os.fstat(source).st_size for source in sources)
-        reads = [job for source in sources for job in stretches(source, os.fstat(source).st_size)]
-        writes = list(stretches(output, size))
+        if size:
+            os.posix_fallocate(output, 0, size)
+        reads = [job for path, count in inputs for job in stretches(path, count, False)]
+        writes = stretches(target, size, True)
+        shares = [interleaved(reads[i::threads], writes[i::threads]) for i in range(threads)]
         with ThreadPoolExecutor(threads) as pool:
-            lists = [(reads[i::threads], writes[i::threads]) for i in range(threads)]
-            list(pool.map(lambda pair: (read(pair[0]), write(pair[1])), lists))
+            for done in [pool.submit(work, share) for share in shares]:
+                done.result()
         seconds = time.perf_counter() - started
         os.fsync(output)
         synced = time.perf_counter() - started
     finally:
-        for descriptor in (*sources, output):
-            os.close(descriptor)
+        os.close(output)
         target.unlink()
-    return {"seconds": seconds, "seconds_synced": synced, "read": total, "written": size, "threads": threads}
+    total = sum(count for _, count in inputs)
+    return {"seconds": seconds, "synced": synced, "read": total, "written": size, "threads": threads}
+
+
+def input_files(text: str) -> list[tuple[Path, int]]:
+    """What ``--read DIRECTORY[:BYTES]`` means: files and how much of each, in order."""
+    name, _, limit = text.rpartition(":") if text.rpartition(":")[2].isdigit() else (text, "", "")
+    left = int(limit) if limit else None
+    found = []
+    for path in sorted(Path(name).glob("*.safetensors")):
+        size = path.stat().st_size if left is None else min(left, path.stat().st_size)
+        left = None if left is None else left - size
+        if size:
+            found.append((path, size))
+    return found
 
 
 def main() -> None:
@@ -77,13 +115,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--read", type=Path, action="append", required=True, help="a checkpoint; repeat for each"
+        "--read", action="append", required=True, metavar="DIR[:BYTES]", help="a checkpoint; repeat for each"
     )
     parser.add_argument("--write", type=int, required=True, help="bytes to write")
     parser.add_argument("--to", type=Path, required=True, help="directory to write a temporary file in")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
-    print(json.dumps(measure(options.read, options.write, options.to / ".floor", options.threads)))
+    inputs = [pair for text in options.read for pair in input_files(text)]
+    print(json.dumps(measure(inputs, options.write, options.to / ".floor", options.threads)))
 
 
 if __name__ == "__main__":

@@ -57,16 +57,28 @@ EXAMPLES: dict[str, Expression] = {
         ops.elect_sign(_delta(a, b)), _delta(a, b), _delta(b, a), (1.0, 2.0), floor=1e-6
     ),
     "variance": lambda a, b: ops.variance(_delta(a, b), _delta(b, a)),
+    "agreed": lambda a, b: ops.agreed(_delta(a, b), _delta(a, b), _delta(b, a), (0.4, 0.5), least=2),
+    "limit": lambda a, b: ops.limit(_delta(a, b), 0.2, 0.7),
+    "stretch": lambda a, b: ops.stretch(_delta(a, b), 0.2, 0.7),
+    "contest": lambda a, b: ops.contest(_delta(a, b), _delta(b, a), _delta(b, a), count=2),
+    "average_by": lambda a, b: ops.average_by(*(_delta(a, b), _delta(b, a)) * 2),
+    "decorrelated": lambda a, b: ops.decorrelated(_delta(a, b), _delta(b, a), rank=1),
+    "isotropic": lambda a, b: ops.isotropic(_delta(a, b), _delta(b, a), own=0),
     "overlap_mean": lambda a, b: ops.overlap_mean(_delta(a, b), _delta(b, a), (1.0, 2.0), epsilon=0.1),
     "drop": lambda a, b: ops.drop(_delta(a, b), 0.5, (3.0, 4.0)),
+    "affine": lambda a, b: ops.affine(a, (0.5, -2.0)),
+    "gate": lambda a, b: ops.gate(a),
+    "neurons": lambda a, b: ops.neurons(a, (0.5, 1.0), (3.0, 4.0), width=3, down=False),
+    "inside": lambda a, b: ops.inside(a, b),
+    "moments": lambda a, b: ops.moments(ops.gram(a, b)),
+    "redraw": lambda a, b: ops.redraw(a, b, (0.5, 2.0), (3.0, 4.0)),
     "noise": lambda a, b: ops.noise(a, 0.5, (3.0, 4.0)),
     "spread": lambda a, b: ops.spread(a, 0.5, (3.0, 4.0)),
-    "drop_by": lambda a, b: ops.drop_by(_delta(a, b), _delta(b, a), (3.0, 4.0)),
     "importance": lambda a, b: ops.importance(_delta(a, b), ops.row_divergence(a, b)),
     "row_arc": lambda a, b: ops.row_arc(a, b, 0.3),
     "row_stock": lambda a, b: ops.row_stock(_delta(a, b), _delta(b, a), _delta(a, b)),
     "row_divergence": lambda a, b: ops.row_divergence(a, b),
-    "row_ranks": lambda a, b: ops.row_ranks(_delta(a, b)),
+    "drop_by_rank": lambda a, b: ops.drop_by_rank(_delta(a, b), (0.2, 0.6), (3.0, 4.0)),
     "column_products": lambda a, b: ops.column_products(a, b),
     "column_arc": lambda a, b: ops.column_arc(ops.column_products(a, b), 0.5),
     "column_sum": lambda a, b: ops.column_sum(a, b, ops.column_arc(ops.column_products(a, b), 0.5)),
@@ -92,8 +104,11 @@ EXAMPLES: dict[str, Expression] = {
 }
 
 
+OF_MATRICES = ("decorrelated", "isotropic")
+
+
 def test_every_op_has_an_example() -> None:
-    assert {*EXAMPLES} == {*ops.all_ops()} - {"load", "stream"}
+    assert {*EXAMPLES} == {*ops.all_ops()} - {"load", "stream", "lowest"}
 
 
 @pytest.mark.parametrize("dtypes", DTYPES)
@@ -103,6 +118,8 @@ def test_the_spec_rule_says_what_the_kernel_returns(name: str, shape: tuple[int,
     a, b = (normal(*shape, dtype=dtype, seed=i) for i, dtype in enumerate(DTYPES[dtypes]))
     if name in ("select", "threshold") and a.numel() == 0:
         return  # nothing can be selected from nothing
+    if name in OF_MATRICES and (a.dim() != 2 or a.numel() == 0):
+        return
     spec = EXAMPLES[name](*loads([a, b])).spec
     value = EXAMPLES[name](a, b)
     if spec.space is Space.ROW:
@@ -236,10 +253,10 @@ WRONG: dict[str, Expression] = {
     "a divergence with a statistic": lambda: ops.row_divergence(A, B, 1.0),
     "ratios of nothing": lambda: node(ops.row_stock),
     "ratios over spaces": lambda: ops.row_stock(D, A),
-    "ranks of two tensors": lambda: ops.row_ranks(D, D),
-    "ranks of a statistic": lambda: node(ops.row_ranks, STAT),
-    "ranks of integers": lambda: ops.row_ranks(INTEGER),
-    "ranks of numbers per row": lambda: ops.row_ranks(ROWS),
+    "dropping two tensors by rank": lambda: ops.drop_by_rank(D, D, (0.2, 0.6), (1.0, 2.0)),
+    "dropping a weight by rank": lambda: ops.drop_by_rank(A, (0.2, 0.6), (1.0, 2.0)),
+    "dropping by rank with one chance": lambda: ops.drop_by_rank(D, 0.5, (1.0, 2.0)),
+    "dropping numbers per row": lambda: ops.drop_by_rank(ROWS, (0.2, 0.6), (1.0, 2.0)),
     "importance without a divergence": lambda: ops.importance(D),
     "importance with two numbers per row": lambda: ops.importance(D, ROWS),
     "numbers per row as a tensor": lambda: ops.scale(ROWS, 2.0),
@@ -286,6 +303,23 @@ WRONG: dict[str, Expression] = {
     "keeping without a score": lambda: ops.keep_where(D, 1.0),
     "keeping by a score of another shape": lambda: ops.keep_where(D, ops.delta(OTHER, OTHER), 1.0),
     "variance of weights": lambda: ops.variance(A, B),
+    "agreement with nothing": lambda: ops.agreed(D, constant(()), least=1),
+    "agreement without thresholds": lambda: ops.agreed(D, D, least=1),
+    "agreement of weights": lambda: ops.agreed(A, A, (0.5,), least=1),
+    "limits of a weight": lambda: ops.limit(A, 0.1, 0.2),
+    "half a limit": lambda: ops.limit(D, 0.1),
+    "stretching without an end": lambda: ops.stretch(D, 0.1),
+    "a contest of two": lambda: ops.contest(D, D, count=2),
+    "a contest of weights": lambda: ops.contest(A, A, A, count=2),
+    "an average with too few weights": lambda: ops.average_by(D, D, D),
+    "an average by weights of another shape": lambda: ops.average_by(D, ops.delta(OTHER, OTHER)),
+    "an average of nothing": lambda: node(ops.average_by),
+    # whole matrices
+    "singular vectors of a vector": lambda: ops.decorrelated(ops.delta(ONE, ONE), rank=1),
+    "singular vectors of weights": lambda: ops.isotropic(A, A, own=0),
+    "singular vectors of two shapes": lambda: ops.isotropic(D, ops.delta(OTHER, OTHER), own=0),
+    "singular vectors of nothing": lambda: ops.isotropic(*[_delta(*loads([normal(0, 3)] * 2))] * 2, own=0),
+    "singular vectors and a number": lambda: ops.decorrelated(D, 1.0, rank=1),
     "a mean of nothing": lambda: ops.signed_mean(D, constant(()), floor=0.1),
     "a mean with too few weights": lambda: ops.signed_mean(D, D, D, (1.0,), floor=0.1),
     "overlap without factors": lambda: ops.overlap_mean(D, D, epsilon=0.1),
@@ -293,8 +327,6 @@ WRONG: dict[str, Expression] = {
     "dropping weights": lambda: ops.drop(A, 0.5, (1.0, 2.0)),
     "dropping without a stream": lambda: ops.drop(D, 0.5),
     "dropping by half a stream": lambda: ops.drop(D, 0.5, 1.0),
-    "dropping by chances of another shape": lambda: ops.drop_by(D, ops.delta(OTHER, OTHER), (1.0, 2.0)),
-    "dropping by one chance": lambda: ops.drop_by(D, 0.5, (1.0, 2.0)),
     # an order that no kernel could read
     "weights before tensors": lambda: ops.weighted_sum((1.0, 2.0), A, B),
     "a factor before its tensor": lambda: ops.scale(2.0, A),

@@ -261,7 +261,7 @@ parameters:
 def test_a_plan_that_is_no_plan() -> None:
     assert "p.yml:1: a plan must be a mapping" in answer("- a\n- b\n")
     assert "not valid YAML" in answer("merge_method: [\n")
-    assert "mixture of experts" in answer("base_model: a\nexperts: []\n")
+    assert "experts is empty" in answer("base_model: a\nexperts: []\n")
     assert "the plan merges nothing" in answer("merge_method: linear\n")
 
 

@@ -13,6 +13,7 @@
         ├── DiskFullError      6   no room left on the output file system
         ├── ResumeError        6   an unfinished run of something else is in the way
         ├── DeviceError        6   the requested device is not there
+        ├── MissingPackageError 6  an optional package that the work needs is not installed
         └── TensorValueError   6   tensor contents contradict the plan (unequal integer tensors)
 
 The number is the process exit code.
@@ -138,6 +139,18 @@ class ResumeError(ExecutionError):
 
 class DeviceError(ExecutionError):
     """A device that is not available."""
+
+
+class MissingPackageError(ExecutionError):
+    """An optional package that is not installed."""
+
+    def __init__(self, work: str, package: str, *, extra: str) -> None:
+        super().__init__(
+            f"{work} need the package {package}, which is not installed",
+            hint=f"pip install 'mergegraph[{extra}]'",
+        )
+        self.package = package
+        self.extra = extra
 
 
 class TensorValueError(ExecutionError):

@@ -55,6 +55,7 @@ def test_the_package_runs_as_a_module() -> None:
 
 def test_run_passes_every_option_on(cli: Any, engine: FakeEngine, plan: Path) -> None:
     options = "--memory 2GiB --threads 3 --device cuda:0,1 --shard-size 1GB --seed 7 --progress none --force"
+    options += " --expert-layout stacked"
     result = cli("run", str(plan), "-o", "out", *options.split())
     assert result.exit_code == 0, result.output
     assert engine.asked == {
@@ -65,6 +66,7 @@ def test_run_passes_every_option_on(cli: Any, engine: FakeEngine, plan: Path) ->
         "device": "cuda:0,1",
         "shard_size": "1GB",
         "seed": 7,
+        "expert_layout": "stacked",
         "force": True,
     }
 

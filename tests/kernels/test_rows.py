@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 
 from mergegraph import ops
+from mergegraph.kernels.fused import jit
+from mergegraph.kernels.fused_rows import exponential, log_quotient
+from mergegraph.kernels.rows import rank_in_row
 from mergegraph.tensorspec import DType
 from tests.kernels.test_combinations import gram
 from tests.runtime.harness import normal
@@ -67,6 +70,40 @@ def test_equal_rows_do_not_diverge() -> None:
     assert not ops.row_divergence(x, x + 1.0).numbers.gt(1e-12).any()  # a softmax forgets constants
 
 
+@jit
+def _exponentials(x, out):  # type: ignore[no-untyped-def]
+    for i in range(len(x)):
+        out[i] = exponential(x[i])
+
+
+@jit
+def _log_quotients(p, q, out):  # type: ignore[no-untyped-def]
+    for i in range(len(p)):
+        out[i] = log_quotient(p[i], q[i])
+
+
+def test_exponentials_and_logarithms_are_right_to_the_last_bit_but_one() -> None:
+    draw = np.random.default_rng(0)
+    x = -np.concatenate([draw.exponential(5.0, 20_000), draw.uniform(0, 708, 20_000), [0.0, 1e-300, 0.5]])
+    found = np.empty_like(x)
+    _exponentials(x, found)
+    np.testing.assert_allclose(found, np.exp(x.astype(np.longdouble)).astype(np.float64), rtol=3e-16, atol=0)
+    special = np.array([0.0, -800.0, -np.inf, np.nan])
+    found = np.empty_like(special)
+    _exponentials(special, found)
+    assert found[0] == 1.0
+    assert (found[1:3] < 1e-300).all()
+    assert np.isnan(found[3])
+
+    p, q = 10 ** draw.uniform(-8, 0, (2, 20_000))
+    q[:5000] = p[:5000] * (1 + 1e-3 * draw.normal(size=5000))
+    found = np.empty_like(p)
+    _log_quotients(p, q, found)
+    wide = p.astype(np.longdouble)
+    exact = np.where(np.abs(p / q - 1) < 0.1, np.log1p((wide - q) / q), np.log(wide / q))
+    np.testing.assert_allclose(found, exact.astype(np.float64), rtol=6e-16, atol=0)
+
+
 def test_huge_numbers_do_not_overflow_a_softmax() -> None:
     x = torch.tensor([[3e38, -3e38, 0.0], [1e5, 1e5, -1e5]])
     assert ops.row_divergence(x, -x).numbers.isfinite().all()
@@ -77,13 +114,13 @@ def test_ranks_go_from_0_to_1_by_magnitude_and_then_by_place(dtype: DType) -> No
     x = torch.tensor([[3.0, -1.0, 2.0, -1.0, 0.0], [0.0, 0.0, 0.0, 0.0, 0.0]]).to(
         torch.float64 if dtype is DType.F64 else torch.float32
     )
-    assert ops.row_ranks(x).tolist() == [[1.0, 0.25, 0.75, 0.5, 0.0], [0.0, 0.25, 0.5, 0.75, 1.0]]
+    assert rank_in_row(x).tolist() == [[1.0, 0.25, 0.75, 0.5, 0.0], [0.0, 0.25, 0.5, 0.75, 1.0]]
 
 
 @pytest.mark.parametrize("dtype", WIDTHS, ids=lambda d: d.name)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_every_rank_of_a_row_occurs_once(shape: tuple[int, ...], dtype: DType) -> None:
-    ranks = ops.row_ranks(normal(*shape, dtype=dtype))
+    ranks = rank_in_row(normal(*shape, dtype=dtype))
     columns = shape[-1]
     assert ranks.shape == shape
     if columns == 1:

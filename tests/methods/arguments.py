@@ -88,6 +88,8 @@ def resolved(
     first = 0 if method.base == "ignored" else 1
     base, models = (operands[0] if first and "base_model" not in settings else None), operands[first:]
     shared, each = values(method, len(models), settings)
+    if method.positional:
+        shared = shared.including("position", 0.25)
     if method.random:
         streams = [
             ops.stream(i) if isinstance(x, Node) else stream(i) for i, x in enumerate(operands) if i >= first

@@ -184,25 +184,135 @@ def ramplus_tl(base: Vector | None, models: list[Vector], shared: Parameters, _:
     return oracle.ram(base, models, epsilon=own["epsilon"], r=own["r"], alpha=own["alpha"]).values
 
 
+# ---- positions, masks and competition ---------------------------------------------------------------
+
+
+def lines(base: Vector | None, models: list[Vector], shared: Parameters, each: list[Parameters]) -> Vector:
+    factor = shared.get("alpha", 0.5) + shared.get("beta", 0.5) * shared["position"]
+    return task_arithmetic(base, models, {**shared, "lambda": factor}, each)
+
+
+def consensus(
+    base: Vector | None, models: list[Vector], shared: Parameters, each: list[Parameters]
+) -> Vector:
+    assert base is not None
+    changes = [x - base for x in models]
+    total = sum((p.get("weight", 1.0) * d for p, d in zip(each, changes, strict=True)), np.zeros_like(base))
+    votes = sum(
+        (abs(d) >= p.get("threshold", 0.4) * abs(total - d)).astype(int)
+        for p, d in zip(each, changes, strict=True)
+    )
+    kept = np.where(votes >= min(shared.get("k", 2), len(models)), total, 0.0)
+    return np.asarray(base + shared.get("lambda", 1.0) * kept)
+
+
+def emr(base: Vector | None, models: list[Vector], shared: Parameters, each: list[Parameters]) -> Vector:
+    assert base is not None
+    changes = np.stack([x - base for x in models])
+    direction = np.where(changes.sum(axis=0) >= 0, 1.0, -1.0)
+    mask = changes * direction > 0
+    unified = direction * np.where(mask, abs(changes), 0.0).max(axis=0)
+    own = [abs(d).sum() / abs(m * unified).sum() * m * unified for d, m in zip(changes, mask, strict=True)]
+    return np.asarray(
+        base
+        + shared.get("lambda", 1.0) * np.average(own, axis=0, weights=[p.get("weight", 1.0) for p in each])
+    )
+
+
+def _scaled(x: Vector, low: float, high: float) -> Vector:
+    """From 0 to 1; a range of one number has 1 there."""
+    return np.asarray((np.clip(x, low, high) - low) / (high - low) if high > low else (x >= high) * 1.0)
+
+
+def pcb(base: Vector | None, models: list[Vector], shared: Parameters, each: list[Parameters]) -> Vector:
+    assert base is not None
+    changes = [x - base for x in models]
+    weights = []
+    for d, p in zip(changes, each, strict=True):
+        strength = _scaled(abs(d), abs(d).min(), abs(d).max())  # so small a tensor has no outliers
+        score = np.exp(len(models) * strength**2) * np.tanh(np.maximum(d * sum(changes), 0.0))
+        ranked_scores = np.sort(score.ravel())
+        first = min(score.size - 1, int(score.size * (1 - p.get("ratio", 0.1))))
+        weights.append(_scaled(score, ranked_scores[first], ranked_scores[-1]))
+    total = sum(weights)
+    mean = sum(w * d for w, d in zip(weights, changes, strict=True)) / np.where(total == 0, 1.0, total)
+    return np.asarray(base + shared.get("lambda", 1.0) * mean)
+
+
+# ---- singular vectors ------------------------------------------------------------------------------
+
+
+def _svd(x: Vector) -> tuple[Vector, Vector, Vector]:
+    u, s, v = np.linalg.svd(x, full_matrices=False)
+    return u, s, v
+
+
+def _orthogonal(x: Vector) -> Vector:
+    p, _, q = _svd(x)
+    return np.asarray(p @ q)
+
+
+def _of_matrices(matrices: Callable[[list[Vector], Parameters], Vector]) -> Formula:
+    def formula(
+        base: Vector | None, models: list[Vector], shared: Parameters, each: list[Parameters]
+    ) -> Vector:
+        assert base is not None
+        changes = [p.get("weight", 1.0) * (x - base) for x, p in zip(models, each, strict=True)]
+        found = matrices(changes, shared) if shared.get("decompose", True) else np.mean(changes, axis=0)
+        return np.asarray(base + shared.get("lambda", 1.0) * found)
+
+    return formula
+
+
+def _tsv(changes: list[Vector], shared: Parameters) -> Vector:
+    kept = int(shared.get("rank", 1 / len(changes)) * min(changes[0].shape))
+    parts = [_svd(d) for d in changes]
+    u = np.concatenate([p[0][:, :kept] for p in parts], axis=1)
+    s = np.concatenate([p[1][:kept] for p in parts])
+    v = np.concatenate([p[2][:kept] for p in parts], axis=0)
+    return np.asarray(_orthogonal(u) @ np.diag(s) @ _orthogonal(v))
+
+
+def _iso(changes: list[Vector], shared: Parameters) -> Vector:
+    rank, count = min(changes[0].shape), len(changes)
+    u, s, v = _svd(np.sum(changes, axis=0))
+    own = (rank - int(shared.get("common", 1.0) * rank)) // count
+    common = rank - own * count
+    us, ss, vs = [u[:, :common]], [s[:common]], [v[:common]]
+    for d in changes:
+        rest = _svd(d - us[0] @ us[0].T @ d)
+        us.append(rest[0][:, :own])
+        ss.append(rest[1][:own])
+        vs.append(rest[2][:own])
+    whole_u, whole_v = np.concatenate(us, axis=1), np.concatenate(vs, axis=0)
+    return np.asarray(np.concatenate(ss).mean() * _orthogonal(whole_u) @ _orthogonal(whole_v))
+
+
 FORMULAS: dict[str, Formula] = {
     "arcee_fusion": arcee_fusion,
     "breadcrumbs": _sparse(_breadcrumbs, consensus=False, normalize=False, rescale=False),
     "breadcrumbs_ties": _sparse(_breadcrumbs, consensus=True, normalize=False, rescale=False),
+    "consensus": consensus,
     "dare_linear": _sparse(_dare, consensus=False, normalize=False, rescale=True),
     "dare_ties": _sparse(_dare, consensus=True, normalize=False, rescale=True),
     "della": _sparse(_della, consensus=True, normalize=True, rescale=True),
     "della_linear": _sparse(_della, consensus=False, normalize=False, rescale=True),
+    "emr": emr,
+    "iso": _of_matrices(_iso),
     "karcher": karcher,
     "linear": linear,
+    "lines": lines,
     "model_stock": model_stock,
     "multislerp": multislerp,
     "nearswap": nearswap,
     "nuslerp": nuslerp,
     "passthrough": passthrough,
+    "pcb": pcb,
     "ram": ram,
     "ramplus_tl": ramplus_tl,
     "sce": sce,
     "slerp": slerp,
     "task_arithmetic": task_arithmetic,
     "ties": ties,
+    "tsv": _of_matrices(_tsv),
 }

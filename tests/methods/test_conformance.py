@@ -143,6 +143,7 @@ NOT_HOMOGENEOUS = {
     "karcher": "tol is a length",
     "multislerp": "eps is a length",
     "nearswap": "t is a length",
+    "pcb": "a hyperbolic tangent is not",
     "ram": "epsilon is a length",
     "ramplus_tl": "epsilon is a length",
     "sce": "weights are equal below a fixed energy",

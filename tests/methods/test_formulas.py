@@ -23,6 +23,8 @@ def merge(
     """What the method gives; parameters that are not named take their defaults."""
     method = get_method(name)
     common = Values({p.name: shared.get(p.name, p.default) for p in method.shared})
+    if method.positional:
+        common = common.including("position", shared["position"])
     own = tuple(Values({p.name: x.get(p.name, p.default) for p in method.each}) for x in each)
     if method.random:
         own = tuple(v.including("stream", x["stream"]) for v, x in zip(own, each, strict=True))
@@ -56,6 +58,28 @@ CASES: dict[str, list[tuple[Parameters, list[Parameters]]]] = {
         ({}, _PAIR),
         ({"normalize": True, "rescale": False}, [{**p, "epsilon": 0.4} for p in _PAIR]),
     ],
+    "consensus": [
+        ({}, [{}] * 3),
+        ({"k": 1}, [{"threshold": 1.0}] * 3),
+        ({"k": 3}, [{"threshold": 0.2}, {"threshold": 0.5}, {"threshold": 0.9, "weight": -0.7}]),
+        ({"k": 0, "lambda": 0.3}, [{}] * 2),
+        ({}, [{}]),
+    ],
+    "emr": [
+        ({}, [{}] * 3),
+        ({}, [{"weight": 1.0}, {"weight": 0.0}, {"weight": 0.0}]),
+        ({"lambda": 0.4}, [{"weight": 0.5}, {"weight": 2.0}]),
+        ({}, [{}]),
+    ],
+    "iso": [
+        ({}, [{}] * 3),
+        ({"lambda": 1.3}, [{"weight": 0.5}, {"weight": -1.5}]),
+        ({"common": 0.8}, [{}] * 2),
+        ({"common": 0.3}, [{}] * 3),
+        ({"common": 0.0}, [{}] * 4),
+        ({"common": 0.95}, [{}] * 2),
+        ({"decompose": False}, [{"weight": 0.5}, {"weight": 2.0}]),
+    ],
     "karcher": [
         ({}, [{}]),
         ({}, [{}] * 2),
@@ -63,6 +87,11 @@ CASES: dict[str, list[tuple[Parameters, list[Parameters]]]] = {
         ({"max_iter": 1}, [{}] * 4),
         ({"max_iter": 100, "tol": 1e-9}, [{}] * 5),
         ({"max_iter": 0}, [{}] * 3),
+    ],
+    "lines": [
+        ({"position": 0.0}, _PAIR),
+        ({"position": 0.25, "alpha": 0.2, "beta": 0.9}, _TRIO),
+        ({"position": 1.0, "alpha": 1.5, "beta": -2.0, "normalize": True}, _PAIR),
     ],
     "model_stock": [({}, [{}] * 2), ({}, [{}] * 4), ({"filter_wise": True}, [{}] * 3)],
     "multislerp": [
@@ -77,6 +106,13 @@ CASES: dict[str, list[tuple[Parameters, list[Parameters]]]] = {
         ({"nuslerp_flatten": flatten}, [{"weight": first}, {"weight": second}])
         for flatten in (True, False)
         for first, second in ((0.6, 0.3), (1.0, 0.0), (0.5, -0.5), (2.0, -1.0))
+    ],
+    "pcb": [
+        ({}, [{}] * 3),
+        ({"lambda": 1.4}, [{"ratio": 0.3}, {"ratio": 0.05}]),
+        ({}, [{"ratio": 1.0}, {"ratio": 0.0}, {"ratio": 0.9}]),
+        ({}, [{"ratio": 0.5}] * 9),
+        ({}, [{}]),
     ],
     "ram": [({}, [{}]), ({}, [{}] * 3), ({"epsilon": 0.5}, [{}] * 3)],
     "ramplus_tl": [
@@ -124,6 +160,14 @@ CASES: dict[str, list[tuple[Parameters, list[Parameters]]]] = {
         ({}, [{"weight": 1.0, "density": 0.9}, {"weight": -1.0, "density": 0.9}]),
     ],
 }
+CASES["tsv"] = [
+    ({}, [{}]),
+    ({}, [{}] * 2),
+    ({"lambda": 0.7}, [{"weight": 0.5}, {"weight": -1.0}, {}]),
+    ({"rank": 0.2}, [{}] * 3),
+    ({"rank": 0.9}, [{}] * 2),
+    ({"decompose": False}, [{"weight": 0.5}, {"weight": 2.0}]),
+]
 CASES |= dict.fromkeys(("dare_linear", "dare_ties", "breadcrumbs", "breadcrumbs_ties"), _SPARSE)
 _FLAT = [
     pytest.param(name, shared, each, id=f"{name} {i}")

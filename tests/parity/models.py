@@ -113,6 +113,7 @@ MODELS: Mapping[str, Model] = {
     "deep_a": Model("llama_deep", 103, tune=1),
     "deep_b": Model("llama_deep", 103, tune=2),
     "mistral_base": Model("mistral", 104),
+    "mistral_bf16": Model("mistral", 104, dtype="bfloat16"),
     "mistral_a": Model("mistral", 104, tune=1),
     "mistral_b": Model("mistral", 104, tune=2),
     "qwen2_base": Model("qwen2", 105, zeroed=("layers.1.self_attn.k_proj.bias",)),

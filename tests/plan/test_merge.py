@@ -276,7 +276,7 @@ def test_a_moe_plan_is_recognised_and_nothing_else_said(key: str) -> None:
     ((line, problem),) = refusal(f"base_model: a\nexperts_per_token: 2\n{key}\n")
     assert line == 3
     assert "mixture of experts" in problem
-    assert "this version supports merge plans only" in problem
+    assert "only a merge plan can stand here" in problem
 
 
 def test_several_documents_are_recognised() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mergegraph.errors import PlanError, Problem
-from mergegraph.plan.source import MAX_CHARACTERS, MAX_DEPTH, Located, Problems, load_yaml
+from mergegraph.plan.source import MAX_CHARACTERS, MAX_DEPTH, Located, Problems, load_documents, load_yaml
 
 
 def load(text: str) -> Located:
@@ -156,3 +156,19 @@ def test_any_text_is_read_or_refused(text: str) -> None:
         load(text).plain()
     except PlanError as error:
         assert all(problem.where for problem in error.problems)
+
+
+def test_documents_keep_the_lines_of_their_file() -> None:
+    problems = Problems()
+    first, second = load_documents("a: 1\n---\n# b\nb: 2\n", "p.yml", problems)
+    assert (first.plain(), second.plain(), problems.found) == ({"a": 1}, {"b": 2}, [])
+    assert second.origin.line == 4
+
+
+def test_a_table_by_number_has_its_numbers_as_written_for_keys() -> None:
+    assert load("{0: a, 12: b, '3': c}").plain() == {"0": "a", "12": "b", "3": "c"}
+
+
+@pytest.mark.parametrize("text", ["{0: a, 010: b}", "{0: a, 0x1: b}", "{0: a, x: b}", "{0: a, 1.0: b}"])
+def test_a_number_among_other_keys_is_no_key(text: str) -> None:
+    assert all("not a string" in problem.message for problem in refusal(text))

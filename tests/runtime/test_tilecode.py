@@ -13,8 +13,9 @@ from torch import Tensor
 
 from mergegraph import ops
 from mergegraph.graph.node import Locality, Node
+from mergegraph.kernels.random import uniform
 from mergegraph.runtime.tilecode import tile_source
-from mergegraph.schedule.tiling import cut
+from mergegraph.schedule.tiling import LONG_ROW, cut
 from mergegraph.tensorspec import DType
 from tests.runtime.harness import Mode, assert_same_bits, eager, loads, normal, schedule_run, steps_apart
 
@@ -73,11 +74,26 @@ EXPRESSIONS: dict[str, Build] = {
         ops.elect_sign(*_deltas(*xs)), *_deltas(*xs), (0.3, 0.0), floor=1e-6
     ),
     "variance": lambda *xs: ops.variance(*_deltas(*xs)),
+    "agreed": lambda *xs: ops.agreed(
+        ops.weighted_sum(*_deltas(*xs), (0.7, 1.1)), *_deltas(*xs), (0.4, 0.9), least=2
+    ),
+    "limit": lambda x, y, _: ops.limit(ops.delta(x, y), 0.2, 0.7),
+    "stretch": lambda x, y, _: ops.stretch(ops.delta(x, y), 0.2, 0.7),
+    "stretch, without a distance": lambda x, y, _: ops.stretch(ops.delta(x, y), 0.0, 0.0),
+    "contest": lambda *xs: ops.contest(_deltas(*xs)[0], *_deltas(*xs), count=3),
+    "average_by": lambda *xs: ops.average_by(*_deltas(*xs), *_deltas(*xs)[::-1]),
     "overlap_mean": lambda *xs: ops.overlap_mean(*_deltas(*xs), (1.1, 0.9), epsilon=0.4),
     "drop": lambda x, y, _: ops.drop(ops.delta(x, y), 1 / 3, (123.0, 16777215.0)),
+    "affine": lambda x, y, _: ops.affine(x, (1 / 3, -0.7)),
+    "gate": lambda x, y, _: ops.gate(x),
+    "neurons": lambda x, y, _: ops.neurons(x, (0.5, 1.0), (123.0, 16777215.0), width=7, down=False),
+    "neurons, down": lambda x, y, _: ops.neurons(x, (0.5, 1.0), (123.0, 16777215.0), width=7, down=True),
+    "inside": lambda x, y, _: ops.inside(x, ops.neurons(y, (0.5, 1.0), (1.0, 2.0), width=7, down=True)),
+    "redraw": lambda x, y, _: ops.redraw(
+        x, ops.neurons(y, (0.5, 1.0), (1.0, 2.0), width=7, down=True), (0.5, 2.0), (123.0, 16777215.0)
+    ),
     "noise": lambda x, y, _: ops.noise(x, 0.25, (123.0, 16777215.0)),
     "spread": lambda x, y, _: ops.spread(x, 0.25, (123.0, 16777215.0)),
-    "drop_by": lambda *xs: ops.drop_by(*_deltas(*xs), (0.0, 5.0)),
     "importance": lambda x, y, _: ops.importance(ops.delta(x, y), 0.3),
     "column_sum": lambda x, y, _: ops.column_sum(x, y, ops.column_arc(ops.column_products(x, y), 0.3)),
 }
@@ -180,7 +196,7 @@ def row_tensors(shape: tuple[int, ...], dtype: DType) -> list[Tensor]:
 
 def test_every_rowwise_op_is_tried() -> None:
     rowwise = {op.name for op in ops.all_ops().values() if op.locality is Locality.ROWWISE}
-    assert {name.partition(",")[0] for name in ROWWISE} | {"row_ranks"} == rowwise
+    assert {name.partition(",")[0] for name in ROWWISE} | {"drop_by_rank"} == rowwise
 
 
 @pytest.mark.parametrize("dtype", (BF16, F32, F64), ids=lambda d: d.name)
@@ -201,32 +217,81 @@ def test_numbers_of_rows_are_those_of_torch(name: str, shape: tuple[int, ...], d
             assert steps_apart(found, expected) <= 1 or torch.allclose(found, expected, rtol=1e-6, atol=1e-12)
 
 
+def _by_rank(x: Any, zero: Any) -> Any:
+    return ops.drop_by_rank(ops.delta(x, zero), (0.2, 0.7), (12345.0, 678.0))
+
+
+def by_stable_sort(rows: Tensor) -> Tensor:
+    """What stays of float rows, from the exact rank of every element."""
+    count = rows.shape[-1]
+    ranks = np.argsort(np.argsort(rows.abs().numpy(), axis=-1, kind="stable"), axis=-1, kind="stable")
+    share = torch.from_numpy(ranks).to(rows.dtype) / (count - 1) if count > 1 else torch.full_like(rows, 0.5)
+    u = uniform(np.array([12345.0, 678.0]), 0, rows.numel(), torch.device("cpu")).reshape(rows.shape)
+    kept = (u.to(rows.dtype) < 0.2 + 0.7 * share) | ~rows.isfinite()
+    return torch.where(kept & (rows != 0), rows, torch.zeros_like(rows))
+
+
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("dtype", FLOATS, ids=lambda d: d.name)
 @pytest.mark.parametrize("shape", ROW_SHAPES, ids=str)
-def test_ranks_are_exactly_those_of_a_stable_sort(shape: tuple[int, ...], dtype: DType, mode: Mode) -> None:
-    (x,) = (t for t in row_tensors(shape, dtype)[:1])
+def test_dropping_by_rank_knows_the_exact_rank(shape: tuple[int, ...], dtype: DType, mode: Mode) -> None:
+    x, *_, zero = row_tensors(shape, dtype)
     if x.numel():
-        x = x.clone()
-        x.view(-1)[0] = torch.nan  # sorts last
+        x.view(-1)[0] = torch.nan  # ranks last, and stays
         x.view(-1)[-1] = -0.0
-    expression = ops.scale(ops.row_ranks(loads([x])[0]), 1.0)
-    found = schedule_run(expression, [x], mode=mode).tensor
+    found = schedule_run(_by_rank(*loads([x, zero])), [x, zero], mode=mode).tensor
     columns = shape[-1] if shape else 1
-    if columns < 2:
-        assert torch.equal(found, torch.full_like(found, 0.5))
-        return
-    rows = x.to(found.dtype).abs().numpy().reshape(x.numel() // columns, columns)
-    ranks = np.argsort(np.argsort(rows, axis=-1, kind="stable"), axis=-1, kind="stable")
-    expected = torch.from_numpy(ranks).to(found.dtype) / (columns - 1)
-    assert_same_bits(found, expected.reshape(shape))
+    rows = x.to(found.dtype).reshape(x.numel() // max(columns, 1), columns)
+    assert_same_bits(found, by_stable_sort(rows).reshape(shape))
+
+
+def _hard_rows(kind: str, columns: int) -> Tensor:
+    """Rows whose ranks a histogram tells apart badly."""
+    x = normal(7, columns, dtype=F64, seed=columns)
+    match kind:
+        case "few magnitudes":
+            x = (x * 2).round() / 4
+        case "one magnitude":
+            x = x.sign() * 1e-3
+        case "an outlier":
+            x[:, columns // 2] = 1e9
+        case "infinite":
+            x[:, 0], x[:, -1], x[1, :] = torch.inf, torch.nan, -torch.inf
+        case "tiny":
+            x *= 1e-42
+        case "nearly equal":
+            x = 1 + x * 1e-6
+        case "many powers of two":
+            x = 2.0 ** (40 * x)
+    return x
+
+
+@pytest.mark.parametrize("dtype", (F32, F64), ids=lambda d: d.name)
+@pytest.mark.parametrize("columns", [2, 65, 700, 5000])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "few magnitudes",
+        "one magnitude",
+        "an outlier",
+        "infinite",
+        "tiny",
+        "nearly equal",
+        "many powers of two",
+    ],
+)
+def test_ranks_of_rows_that_are_hard_to_rank_are_exact_too(kind: str, columns: int, dtype: DType) -> None:
+    x = _hard_rows(kind, columns).to(getattr(torch, dtype.torch_name))
+    zero = torch.zeros_like(x)
+    found = schedule_run(_by_rank(*loads([x, zero])), [x, zero]).tensor
+    assert_same_bits(found, by_stable_sort(x))
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", [*ROWWISE, "row_ranks"])
+@pytest.mark.parametrize("name", [*ROWWISE, "drop_by_rank"])
 def test_rows_do_not_depend_on_tiles_or_their_order(name: str, mode: Mode) -> None:
     tensors = row_tensors((1301, 129), BF16)
-    build = ROWWISE.get(name, lambda x, *_: ops.scale(ops.row_ranks(x), 1.0))
+    build = ROWWISE.get(name, lambda x, y, *_: _by_rank(x, y))
     expression = ops.cast(build(*loads(tensors)), dtype="F32")
     expected = schedule_run(expression, tensors, mode=mode).tensor
     for tile in (1, 65_536, 1_048_576):
@@ -235,10 +300,28 @@ def test_rows_do_not_depend_on_tiles_or_their_order(name: str, mode: Mode) -> No
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", ["drop", "drop_by"])
-def test_random_masks_do_not_depend_on_tiles_or_their_order(name: str, mode: Mode) -> None:
+@pytest.mark.parametrize("shape", [(70, 65), (1301, 129), (3, 70_000), (500, 3)], ids=str)
+def test_numbers_of_rows_are_the_same_in_every_phase_that_uses_them(
+    shape: tuple[int, ...], mode: Mode
+) -> None:
+    """Long rows' numbers are kept by the first phase, short ones' are computed again."""
+    x, y, *_ = row_tensors(shape, BF16)
+    a, b = loads([x, y])
+    scores = ops.importance(ops.delta(a, b), ops.row_divergence(a, b))
+    expression = ops.keep_where(ops.delta(a, b), scores, ops.kth_largest_magnitude(scores, 2 * shape[0]))
+    phases = cut(expression)
+    assert [bool(p.kept) for p in phases] == [shape[1] >= LONG_ROW, False, False]
+    assert [bool(p.known_rows) for p in phases] == [False] + 2 * [shape[1] >= LONG_ROW]
+    expected = eager(expression, [x, y])
+    for tile in (65_536, 1_048_576):
+        found = schedule_run(expression, [x, y], mode=mode, tile=tile, backwards=True).tensor
+        assert_same_bits(found, expected)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_random_masks_do_not_depend_on_tiles_or_their_order(mode: Mode) -> None:
     tensors = [normal(300_001, dtype=BF16, seed=i) for i in range(3)]
-    expression = ops.cast(EXPRESSIONS[name](*loads(tensors)), dtype="F32")
+    expression = ops.cast(EXPRESSIONS["drop"](*loads(tensors)), dtype="F32")
     expected = eager(expression, tensors)
     for tile in (65_536, 1_048_576):
         found = schedule_run(expression, tensors, mode=mode, tile=tile, backwards=True).tensor

@@ -45,7 +45,7 @@ class Setup:
         self.memory = Memory({f"x{i}": x for i, x in enumerate(tensors)}, self.program.spec.nbytes)
         self.progress = Progress(self.program, tile)
         functions = phase_functions([self.program], "cpu")
-        self.worker = Worker(self.memory, self.memory, functions)  # type: ignore[arg-type]
+        self.worker = Worker(self.memory, self.memory, functions)
 
     def run(self) -> None:
         jobs = self.progress.start()
@@ -159,7 +159,7 @@ def test_a_pool_works_through_its_jobs_and_ends() -> None:
     workers = [setups[0].worker, setups[0].worker]
     for setup in setups:  # one table for all, as in a run
         setup.worker._functions = phase_functions([s.program for s in setups], "cpu")
-    with Pool([Everything(setups) for _ in workers]) as pool:  # type: ignore[arg-type]
+    with Pool([Everything(setups) for _ in workers]) as pool:
         assert len(names()) == 2
         for setup in setups:
             (job,) = setup.progress.start()

@@ -20,8 +20,10 @@ from mergegraph.schedule.memory import (
     JOB_TILES,
     JOBS_PER_WORKER,
     TILE,
+    TORCH_BYTES,
     arity,
     buffer_bytes,
+    code_bytes,
     fit,
     program_bytes,
     state_bytes,
@@ -121,6 +123,29 @@ def test_an_op_that_needs_the_whole_tensor_is_charged_in_full() -> None:
     small, large = (program_bytes(program(whole((n, 1000))), TILE, 1) for n in (1000, 4000))
     assert 3.9 < large / small < 4.1
     assert large > 4000 * 1000 * (4 + 16)
+
+
+def test_an_op_may_say_what_it_needs_for_a_whole_tensor() -> None:
+    """Here for a square of its shorter side, which no number of bytes per element could say."""
+    squared = Op(
+        "squared", Locality.WHOLE, WHOLE.infer, workspace=lambda specs, _: 8 * min(specs[0].shape) ** 2
+    )
+    for shape in ((30, 4000), (300, 400)):
+        (phase,) = program(squared(loads(shape)[0])).phases
+        elements, stored, values = 120_000, 2 + 4, 4 + 4
+        assert buffer_bytes(phase, 32, TILE) == elements * (stored + values) + 8 * shape[0] ** 2
+
+
+def test_a_whole_tensor_is_charged_once_however_its_size_divides() -> None:
+    """One element more than a multiple of 8 must not cost eight times as much."""
+    even, odd = (program_bytes(program(whole((n,))), TILE, 1) for n in (800_000, 800_001))
+    assert 0 < odd - even < 100
+
+
+def test_torch_is_charged_where_something_runs_without_generated_code() -> None:
+    streamed, interpreted = (code_bytes([program(build((10, 10)))]) for build in (average, whole))
+    assert interpreted - streamed == TORCH_BYTES
+    assert code_bytes([program(copy((10, 10)))]) == COMPILER_BYTES
 
 
 @pytest.mark.parametrize("build", STREAMED)

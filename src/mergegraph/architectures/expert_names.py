@@ -84,7 +84,9 @@ def projections(prefix: str, *, stacked: bool = True, router: Mapping[str, str])
     )
 
 
-def numbered(prefix: str, stacked: str, *, router: Mapping[str, str]) -> ExpertNames:
+def numbered(
+    prefix: str, stacked: str, *, router: Mapping[str, str], aliases: Mapping[str, str] | None = None
+) -> ExpertNames:
     """Names of the first mixtures: ``w1`` is the gate, ``w3`` up, ``w2`` down."""
     each = prefix + ".{e}."
     return ExpertNames(
@@ -94,10 +96,12 @@ def numbered(prefix: str, stacked: str, *, router: Mapping[str, str]) -> ExpertN
         stacked + ".gate_up_proj",
         stacked + ".down_proj",
         router=router,
+        aliases=aliases or {},
     )
 
 
 QWEN = projections("mlp.experts", router=same("mlp.gate.weight"))
+QWEN_SEPARATE = projections("mlp.experts", stacked=False, router=same("mlp.gate.weight"))
 DEEPSEEK = projections("mlp.experts", router=same("mlp.gate.weight", "mlp.gate.e_score_correction_bias"))
 MIXTRAL = numbered(
     "block_sparse_moe.experts", "mlp.experts", router={"block_sparse_moe.gate.weight": "mlp.gate.weight"}

@@ -70,6 +70,22 @@ class RowOrder:
 
 
 @dataclass(frozen=True, slots=True)
+class Picked:
+    """Some rows, in any order: the rows of a router that belong to the experts which are kept."""
+
+    rows: tuple[int, ...]
+
+    def place(self, row: int) -> int:
+        """Which row is number `row`."""
+        return self.rows[row]
+
+    @property
+    def to(self) -> str:
+        """What was picked, for showing."""
+        return f"rows {', '.join(map(str, self.rows))}"
+
+
+@dataclass(frozen=True, slots=True)
 class View:
     """A matrix of `rows` times `columns` elements inside a tensor; all sizes count elements."""
 
@@ -78,7 +94,7 @@ class View:
     columns: int
     row_step: int
     column_step: int = 1
-    order: RowOrder | None = None
+    order: RowOrder | Picked | None = None
 
     @property
     def numel(self) -> int:
@@ -119,22 +135,36 @@ class View:
             yield Run(start, self.column_step, width, at + (r - row) * width, 1)
 
     def within(self, numel: int) -> bool:
-        """Whether every element lies in a tensor of `numel` elements."""
+        """Whether the elements may all lie in a tensor of `numel` elements, each at a place of its own."""
         steps = self.offset, self.rows, self.columns, self.row_step, self.column_step
-        last = self.offset + (self.rows - 1) * self.row_step + (self.columns - 1) * self.column_step
-        return min(steps) >= 0 and last < numel
+        last = self.offset + self._last_row * self.row_step + (self.columns - 1) * self.column_step
+        return min(steps) >= 0 and last < numel and self.numel <= numel
+
+    @property
+    def _last_row(self) -> int:
+        """The row of the tensor that is furthest along; orders move rows within whole heads."""
+        if isinstance(self.order, Picked):
+            return max(self.order.rows, default=0)
+        return (self.rows if self.order is None else -(-self.rows // self.order.head) * self.order.head) - 1
 
     def __str__(self) -> str:
         if self.contiguous:
             first = self.offset // max(1, self.columns)
             return f"rows {first}:{first + self.rows}"
         steps = f"{self.offset}+{self.row_step}r+{self.column_step}c"
+        if isinstance(self.order, Picked):
+            return self.order.to
         order = f", {self.order.to} of {self.order.rotary}/{self.order.head}" if self.order else ""
         return f"{self.rows}x{self.columns} at {steps}{order}"
 
 
 def view_text(view: View) -> str:
-    """Spell a view for a file: ``offset,rows,columns,row step,column step[,head,rotary,to]``."""
+    """Spell a view for a file: ``offset,rows,columns,row step,column step[,head,rotary,to]``.
+
+    Picked rows are for reading only.
+    """
+    if isinstance(view.order, Picked):
+        raise ValueError("picked rows are no place to write to")
     order = () if view.order is None else (view.order.head, view.order.rotary, view.order.to)
     sizes = (view.offset, view.rows, view.columns, view.row_step, view.column_step)
     return ",".join(map(str, (*sizes, *order)))
@@ -148,9 +178,10 @@ def parsed_view(text: str) -> View | None:
     offset, rows, columns, row_step, column_step = (int(match[i]) for i in range(1, 6))
     order = None
     if match[8]:
-        order = RowOrder(
-            max(1, int(match[6])), int(match[7]), "halves" if match[8] == "halves" else "interleaved"
-        )
+        head, rotary = int(match[6]), int(match[7])
+        if rotary % 2 or rotary > head or head == 0:
+            return None
+        order = RowOrder(head, rotary, "halves" if match[8] == "halves" else "interleaved")
     return View(offset, rows, columns, row_step, column_step, order)
 
 

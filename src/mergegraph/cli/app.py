@@ -25,7 +25,7 @@ _INTERRUPTED = 130
 
 app = typer.Typer(
     name="mergegraph",
-    help="Merge model checkpoints in bounded memory, at disk speed.",
+    help="Merge model checkpoints, and make mixtures of experts, in bounded memory at disk speed.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -40,6 +40,13 @@ class Progress(StrEnum):
     AUTO = "auto"
     JSON = "json"
     NONE = "none"
+
+
+class Layout(StrEnum):
+    """How experts are written."""
+
+    PER_EXPERT = "per-expert"
+    STACKED = "stacked"
 
 
 def _print_version(wanted: bool) -> None:
@@ -63,9 +70,7 @@ def _drawable(file: Path | None) -> Path | None:
     return file
 
 
-PlanArgument = Annotated[
-    Path, typer.Argument(metavar="PLAN", help="A merge plan (YAML), or the lock file of one.")
-]
+PlanArgument = Annotated[Path, typer.Argument(metavar="PLAN", help="A plan (YAML), or the lock file of one.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, to stdout.")]
 
 
@@ -112,10 +117,13 @@ def run(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:0,1.")] = "auto",
     shard_size: Annotated[str, typer.Option(callback=_size, help="Most bytes in one file.")] = "5GB",
     seed: Annotated[int | None, typer.Option(help="Seed of methods that draw at random.")] = None,
+    expert_layout: Annotated[
+        Layout | None, typer.Option(help="How experts are written; default: see the documentation.")
+    ] = None,
     progress: Annotated[Progress, typer.Option(help="How to tell what it is doing.")] = Progress.AUTO,
     force: Annotated[bool, typer.Option("--force", help="Replace what is in OUT.")] = False,
 ) -> None:
-    """Run a merge plan: read the inputs, write a complete checkpoint to OUT.
+    """Run a plan: read the inputs, write a complete checkpoint to OUT.
 
     Nothing appears in OUT before everything is written. An interrupted run goes on when the same
     command is given again.
@@ -123,11 +131,13 @@ def run(
     hint = "interrupted: what is finished is kept, and the same command continues the run"
     with _reporting(ctx, plan, hint):
         options = {"memory": memory, "threads": threads, "shard_size": shard_size, "seed": seed}
-        _run(plan, out, progress, device=device, force=force, **options)
+        layout = None if expert_layout is None else expert_layout.value
+        _run(plan, out, progress, device=device, force=force, expert_layout=layout, **options)
 
 
 def _run(plan: Any, out: Path, mode: Progress, **options: Any) -> None:
     from mergegraph import engine
+    from mergegraph.cli.mixture_view import show_routers
     from mergegraph.cli.progress import make_watcher
     from mergegraph.cli.render import make_console, show_report
 
@@ -138,6 +148,8 @@ def _run(plan: Any, out: Path, mode: Progress, **options: Any) -> None:
             watcher.failed(error)
             raise
     if mode is not Progress.JSON:
+        if report.routers is not None:
+            show_routers(make_console(), report.routers)
         show_report(make_console(), report)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from mergegraph.cli.mixture_view import show_mixture
 from mergegraph.cli.render import (
     bullet_names,
     clip,
@@ -33,6 +34,8 @@ def show_plan(console: Console, summary: Summary, title: str) -> None:
     say(console, f"{title}: {summary['method']} of {plural(len(models), 'model')}", "bold")
     for model in models:
         say(console, f"  {model if isinstance(model, str) else model['name']}")
+    if summary.get("mixture"):
+        show_mixture(console, summary["mixture"])
     heading(console, f"Outputs: {plural(len(outputs), 'tensor')}, {format_bytes(_bytes(outputs))}")
     console.print(_outputs(outputs))
     shards = summary["shards"]

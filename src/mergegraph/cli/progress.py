@@ -23,7 +23,7 @@ from rich.progress import (
 
 from mergegraph.cli.render import make_console, plural
 from mergegraph.errors import MergeGraphError, PlanError
-from mergegraph.runtime.events import Advanced, Event, Finished, RunReport, Started
+from mergegraph.runtime.events import Advanced, Event, Finished, Routing, RunReport, Started
 from mergegraph.tensorspec import format_bytes
 
 Mode = Literal["auto", "json", "none"]
@@ -95,8 +95,11 @@ class Bar(Silent):
 
     def __call__(self, event: Event) -> None:
         """Move the bar."""
-        if isinstance(event, Started):
-            self._progress.update(self._task, total=event.total_bytes)
+        if isinstance(event, Routing):
+            share = f"router rows: {event.done:,} of {event.total:,} tokens through a layer"
+            self._progress.update(self._task, description=share)
+        elif isinstance(event, Started):
+            self._progress.update(self._task, total=event.total_bytes, description="")
         elif isinstance(event, Advanced):
             self._progress.update(
                 self._task,
@@ -129,6 +132,10 @@ class Heartbeat(Silent):
             self._begun = self._said = now
             todo = f"{plural(event.outputs, 'tensor')}, {format_bytes(event.total_bytes)} to read and write"
             print(todo, file=self._stream, flush=True)
+        elif isinstance(event, Routing) and now - self._said >= HEARTBEAT_SECONDS:
+            self._said = now
+            done = f"router rows: {event.done:,} of {event.total:,} tokens through a layer"
+            print(done, file=self._stream, flush=True)
         elif isinstance(event, Advanced) and now - self._said >= HEARTBEAT_SECONDS:
             self._said = now
             print(_progress_line(event, now - self._begun), file=self._stream, flush=True)
@@ -165,6 +172,10 @@ class JsonLines(Silent):
         """Print `event` unless it comes too soon after the last."""
         seconds = self._clock() - self._begun
         match event:
+            case Routing(done=done, total=total):
+                if seconds - self._said >= JSON_SECONDS or done >= total:
+                    self._said = seconds
+                    self._put("routing", seconds=round(seconds, 3), **asdict(event))
             case Started():
                 self._put("started", **asdict(event))
             case Advanced(done_bytes=done, total_bytes=total):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
+from mergegraph.architectures.experts import Kind
 from mergegraph.architectures.roles import is_head, is_token_embedding
 from mergegraph.compiler.experts import Place
 from mergegraph.compiler.groups import Group, Operand
+from mergegraph.compiler.inputs import Input
 from mergegraph.errors import Problem
+from mergegraph.graph.node import Origin
 from mergegraph.tensorspec import TensorSpec
 
 Shape = tuple[int, ...]
@@ -53,6 +56,17 @@ class Conflicts:
             self._dtypes(group, present, specs)
             return False
         return True
+
+    def agree_on_stacks(self, models: Iterable[tuple[Input, Origin]]) -> None:
+        """Stacks of one name must hold their matrices alike: a transposed one is another thing."""
+        first: dict[str, tuple[str, Kind]] = {}
+        for model, origin in models:
+            for name, kind in model.form.kinds.items():
+                other, known = first.setdefault(name, (model.name, kind))
+                if (known.layout, len(known.names)) != (kind.layout, len(kind.names)):
+                    text = f"{model.name} and {other} hold experts differently in {name}"
+                    hint = "one is the transpose of the other, or of another family; convert it first"
+                    self.add((name, other), Problem(text, str(origin), name, None, hint))
 
     def _shapes(self, group: Group, present: Sequence[Operand], specs: Sequence[TensorSpec]) -> None:
         shapes = {o.input.name: s.shape for o, s in zip(present, specs, strict=True)}

@@ -6,12 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mergegraph.architectures.expert_names import expert_names
+from mergegraph.architectures.expert_names import ExpertNames, expert_names
 from mergegraph.architectures.experts import (
     GATED,
     Form,
     Spelling,
     Stack,
+    numbered,
     respelled,
     separate_spelling,
     stacked_block,
@@ -49,22 +50,39 @@ def spelling_for(checkpoints: Sequence[tuple[Iterable[str], Mapping[str, Any]]])
         [layer_and_suffix(name)[1] for name in names if any(sign in name for sign in _SIGNS)]
         for names, _ in checkpoints
     ]
+    known = next((found for _, config in checkpoints if (found := _family_names(config)) is not None), None)
     blocks = [block for suffixes in held if (block := stacked_block(suffixes)) is not None]
-    for suffixes, (_, config) in zip(held, checkpoints, strict=True):
-        stacked = blocks[0] if blocks else _family_block(config)
-        found = separate_spelling(suffixes, stacked)
-        if found is not None:
-            return found
-    for _, config in checkpoints:
-        known = expert_names(str(config.get("model_type")))
-        if blocks and known is not None and known.gate is not None:
-            return separate_spelling([known.gate.format(e=0)], blocks[0])
-    return Spelling(blocks[0], GATED, blocks[0]) if blocks else None
+    stacked = blocks[0] if blocks else _family_block(known)
+    spelt = next((s for suffixes in held if (s := separate_spelling(suffixes, stacked)) is not None), None)
+    own = None if known is None or known.down is None else _family_spelling(known, stacked)
+    if spelt is None and blocks:
+        spelt = own or Spelling(blocks[0], GATED, blocks[0])
+    if known is None:
+        return spelt
+    if own is None:
+        return replace(spelt or Spelling("", GATED, ""), aliases=known.aliases)
+    if spelt is None or (own.block, own.roles) != (spelt.block, spelt.roles):
+        return spelt
+    aliases = {**{there: here for here, there in known.router.items()}, **known.aliases}
+    beside = {**known.router, **{here: there for there, here in known.aliases.items()}}
+    return replace(spelt, beside=beside, aliases={a: b for a, b in aliases.items() if a != b})
 
 
-def _family_block(config: Mapping[str, Any]) -> str | None:
-    known = expert_names(str(config.get("model_type")))
-    return None if known is None or known.stacked_gate_up is None else stacked_block([known.stacked_gate_up])
+def _family_names(config: Mapping[str, Any]) -> ExpertNames | None:
+    """The names of the family that a config says, or says of the language model inside."""
+    parts = [config, *(inner for inner in config.values() if isinstance(inner, Mapping))]
+    found = (expert_names(str(part.get("model_type"))) for part in parts)
+    return next((names for names in found if names is not None), None)
+
+
+def _family_block(known: ExpertNames | None) -> str | None:
+    names = [] if known is None else [known.stacked_gate_up, known.stacked_up]
+    return stacked_block([name for name in names if name is not None])
+
+
+def _family_spelling(known: ExpertNames, stacked: str | None) -> Spelling | None:
+    names = [name for name in (known.gate, known.up, known.down) if name is not None]
+    return separate_spelling([numbered(name, 0) for name in names], stacked)
 
 
 def logical(
@@ -101,19 +119,22 @@ def _layer(
         return {layer + suffix: Place(own, spec) for suffix, (own, spec) in tensors.items()}
     specs = {suffix: spec for suffix, (_, spec) in tensors.items()}
     stacks = dict(stacks_of(specs, spelling or Spelling("", GATED, ""), _stated_experts(config)))
+    # Experts that are there twice: loaders take one of the two, and both have to be seen.
+    stacks = {n: s for n, s in stacks.items() if not any(slot.name in tensors for slot in s.slots)}
     separate = separate_spelling(tensors)
-    form.stacks |= stacks
+    form.kinds |= {name: stack.kind for name, stack in stacks.items()}
     form.separate = form.separate or separate is not None
-    blocks = [
-        b for b in (stacked_block(stacks), None if separate is None else separate.block) if b is not None
-    ]
+    held = (stacked_block(stacks), None if separate is None else separate.block)
+    blocks = [block for block in held if block is not None]
     places: dict[str, Place] = {}
     for suffix, (own, spec) in tensors.items():
         if suffix in stacks:
             for slot in stacks[suffix].slots:
                 places[layer + slot.name] = Place(own, TensorSpec(slot.shape, spec.dtype), slot.view)
+                form.inside[slot.name] = suffix
             continue
         name = respelled(suffix, spelling, blocks) if spelling else suffix
+        name = suffix if name in tensors or layer + name in places else name
         if name != suffix:
             form.stored[name] = suffix
         places[layer + name] = Place(own, spec)
@@ -135,17 +156,20 @@ def output_form(forms: Sequence[Form], layout: ExpertLayout | None, spelling: Sp
     holding = [f for f in forms if f.stacked or f.separate]
     stack = layout == "stacked" or (layout is None and bool(holding) and all(f.stacked for f in holding))
     own = next((f for f in holding if f.stacked), None)
-    only = {name: s for f in forms for name, s in f.stacks.items() if s.only}
+    only = {name: kind for f in reversed(forms) for name, kind in f.kinds.items() if kind.only}
+    taken = [kind.names for kind in only.values()]
+    beside = {name: there for f in forms if not holding for name, there in f.stored.items()}
     if not stack:
-        return Form(stacks=only)
+        return Form(kinds=only, stored=beside)
     if own is not None:
-        return Form(stacks={**only, **own.stacks}, stored=dict(own.stored))
-    return Form(stacks=only, made=spelling)
+        others = {name: kind for name, kind in own.kinds.items() if kind.names not in taken}
+        return Form(kinds={**only, **others}, stored=dict(own.stored))
+    return Form(kinds=only if spelling is None else {**spelling.kinds(), **only}, made=spelling)
 
 
 def stored_outputs(outputs: Mapping[str, Output], form: Form) -> dict[str, Output]:
     """Put logical outputs together as they are to be written."""
-    if not form.stacks and not form.stored and form.made is None:
+    if not form.kinds and not form.stored:
         return dict(outputs)
     layers: dict[str, dict[str, Output]] = {}
     for name, output in outputs.items():
@@ -158,23 +182,16 @@ def stored_outputs(outputs: Mapping[str, Output], form: Form) -> dict[str, Outpu
 
 
 def _stored_layer(tensors: Mapping[str, Output], form: Form) -> dict[str, Output]:
-    stacks = dict(form.stacks)
-    stored = dict(form.stored)
-    if form.made is not None:
-        made, renamed = stacking({name: o.spec for name, o in tensors.items()}, form.made)
-        stacks |= made
-        stored |= renamed
-    complete = {
-        name: stack for name, stack in stacks.items() if all(slot.name in tensors for slot in stack.slots)
-    }
-    first = {stack.slots[0].name: name for name, stack in complete.items()}
-    inside = {slot.name: None for stack in complete.values() for slot in stack.slots}
+    stacks = stacking({name: output.spec for name, output in tensors.items()}, form.kinds)
+    first = {stack.slots[0].name: name for name, stack in stacks.items()}
+    inside = {slot.name: None for stack in stacks.values() for slot in stack.slots}
     found: dict[str, Output] = {}
     for name, output in tensors.items():
         if name in first:
-            found[first[name]] = _stacked(complete[first[name]], tensors)
+            found[first[name]] = _stacked(stacks[first[name]], tensors)
         elif name not in inside:
-            found[stored.get(name, name) if complete else name] = output
+            renamed = form.stored.get(name, name if form.made is None else form.made.in_stack(name))
+            found[renamed if stacks else name] = output
     return found
 
 

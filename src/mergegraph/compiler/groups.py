@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from mergegraph.architectures.roles import is_head
@@ -36,7 +36,8 @@ class Group:
     """An output tensor and its operands, in plan order.
 
     `filter_name` is what filters of shared parameters see; `t` is the position of its layer within its
-    slice (0 outside layers); `part` the slice that its parameters come from.
+    slice (0 outside layers); `part` the slice that its parameters come from; `position` its place between
+    the first and the last layer of the output (0 before the layers, 1 after them).
     """
 
     name: str
@@ -44,6 +45,7 @@ class Group:
     part: Slice
     t: float
     operands: tuple[Operand, ...]
+    position: float
 
 
 def as_slices(plan: MergePlan) -> tuple[Slice, ...]:
@@ -91,15 +93,19 @@ def groups(slices: tuple[Slice, ...], inputs: Mapping[ModelRef, Input], donor: I
     before = _outside(first, inputs)
     after = (before if first is last else _outside(last, inputs)) | _heads(inputs)
     at_input = {name: None for model in inputs.values() for name in model.at_input}
-    yield from (_flat(name, first, inputs) for name in before if name in at_input)
+    yield from (_flat(name, first, inputs, 0.0) for name in before if name in at_input)
     prefix = donor.stack.prefix if donor.stack else ""
+    lengths = [end - start for start, end in (_span(part, inputs) for part in slices)]
     position = 0
-    for part in slices:
-        start, end = layer_range(part.sources[0], inputs[part.sources[0].model])
-        for k in range(end - start):
-            yield from _layer(part, inputs, prefix, position, k, end - start)
+    for part, length in zip(slices, lengths, strict=True):
+        for k in range(length):
+            yield from _layer(part, inputs, prefix, (position, sum(lengths)), (k, length))
             position += 1
-    yield from (_flat(name, last, inputs) for name in after if name not in at_input)
+    yield from (_flat(name, last, inputs, 1.0) for name in after if name not in at_input)
+
+
+def _span(part: Slice, inputs: Mapping[ModelRef, Input]) -> tuple[int, int]:
+    return layer_range(part.sources[0], inputs[part.sources[0].model])
 
 
 def _outside(part: Slice, inputs: Mapping[ModelRef, Input]) -> dict[str, None]:
@@ -111,20 +117,26 @@ def _heads(inputs: Mapping[ModelRef, Input]) -> dict[str, None]:
     return {name: None for model in inputs.values() for name in model.outside if is_head(name)}
 
 
-def _flat(name: str, part: Slice, inputs: Mapping[ModelRef, Input]) -> Group:
-    """A tensor outside the decoder layers. In another stack (vision, encoder) `t` follows that one."""
+def _flat(name: str, part: Slice, inputs: Mapping[ModelRef, Input], position: float) -> Group:
+    """A tensor outside the decoder layers. In another stack (vision, encoder) its place is that in it."""
     t = 0.0
     for stack in inputs[part.sources[0].model].stacks:
         place = split_layer(name, stack.prefix)
         if place is not None:
-            t = _position(place[0], stack.count)
+            t = position = _position(place[0], stack.count)
     operands = tuple(_operand(inputs[s.model], s, name) for s in part.sources)
-    return Group(name, name, part, t, operands)
+    return Group(name, _shown(name, [o.input for o in operands]), part, t, operands, position)
 
 
 def _layer(
-    part: Slice, inputs: Mapping[ModelRef, Input], prefix: str, position: int, k: int, length: int
+    part: Slice,
+    inputs: Mapping[ModelRef, Input],
+    prefix: str,
+    overall: tuple[int, int],
+    within: tuple[int, int],
 ) -> Iterator[Group]:
+    """The tensors of one layer: its number and the count of layers, in the output and in its slice."""
+    k, length = within
     members = [(s, inputs[s.model], layer_range(s, inputs[s.model])[0] + k) for s in part.sources]
     suffixes = {suffix: None for _, model, layer in members for suffix in model.by_layer[layer]}
     for suffix in suffixes:
@@ -132,9 +144,14 @@ def _layer(
             _operand(model, s, with_layer(model.stack.prefix if model.stack else prefix, layer, suffix))
             for s, model, layer in members
         )
-        name = with_layer(prefix, position, suffix)
-        shown = members[0][1].spelled(name)
-        yield Group(name, shown, part, _position(k, length), operands)
+        name = with_layer(prefix, overall[0], suffix)
+        shown = _shown(name, [model for _, model, _ in members])
+        yield Group(name, shown, part, _position(k, length), operands, _position(*overall))
+
+
+def _shown(name: str, models: Sequence[Input]) -> str:
+    """What filters of shared parameters see: the output's name, and what else inputs call it."""
+    return "\n".join(dict.fromkeys((name, *(other for model in models for other in model.other_names(name)))))
 
 
 def _position(k: int, length: int) -> float:

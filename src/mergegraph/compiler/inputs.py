@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from mergegraph.architectures import moe_family
 from mergegraph.architectures.experts import Form, Spelling
 from mergegraph.architectures.roles import is_before_layers, is_head, is_output_side, is_token_embedding
 from mergegraph.checkpoint.index import CheckpointIndex
 from mergegraph.checkpoint.names import LayerStack, layer_and_suffix, layer_stacks, split_layer
 from mergegraph.compiler.experts import Place, logical
+from mergegraph.compiler.selection import selected
 from mergegraph.plan.values import ModelRef
 
 LAYER_KEYS = (
@@ -40,6 +42,7 @@ class Input:
         tokenizer: digest of its tokenizer's files; None if there are none, or the plan has no use for it.
         chat_template: digest of its chat template; None as for `tokenizer`.
         spelling: what experts are called in this plan; None if no model has experts that may be stacked.
+        picks: by layer, the number that each expert has in the checkpoint, if they are put in another order.
     """
 
     ref: ModelRef
@@ -49,6 +52,7 @@ class Input:
     tokenizer: str | None = None
     chat_template: str | None = None
     spelling: Spelling | None = None
+    picks: Mapping[str, tuple[int, ...]] | None = None
 
     @property
     def name(self) -> str:
@@ -62,7 +66,11 @@ class Input:
             _respelled(entries, self.prefix) if self.prefix[0] != self.prefix[1] else dict.fromkeys(entries)
         )
         named = {new or own: (own, entries[own]) for own, new in spelled.items()}
-        return logical(named, self.spelling, self.index.config)
+        places, form = logical(named, self.spelling, self.index.config)
+        family = moe_family(self.index.config.get("model_type"))
+        if self.picks is not None and family is not None:
+            places = selected(places, self.picks, family.names)
+        return places, form
 
     @property
     def tensors(self) -> Mapping[str, Place]:
@@ -177,17 +185,14 @@ class Input:
 
     def filtered(self, name: str) -> str:
         """What parameter filters see of the tensor `name`: where experts are concerned, both spellings."""
-        place = self.tensors.get(name)
-        shown = self.spelled(name)
-        return shown if place is None or place.view is None else f"{shown}\n{place.tensor}"
+        return "\n".join((name, *self.other_names(name)))
 
-    def spelled(self, name: str) -> str:
-        """The logical name of a tensor; if it is another where experts are stacked, a line with that."""
-        if self.spelling is None:
-            return name
+    def other_names(self, name: str) -> dict[str, None]:
+        """What else a tensor is called: where experts are stacked, or where this model stores it."""
         layer, suffix = layer_and_suffix(name)
-        other = layer + self.spelling.in_stack(suffix)
-        return name if other == name else f"{name}\n{other}"
+        others = [self.form.inside.get(suffix), self.form.stored.get(suffix)]
+        others.append(None if self.spelling is None else self.spelling.in_stack(suffix))
+        return {layer + other: None for other in others if other not in (None, suffix)}
 
     def find(self, name: str) -> Place | None:
         """Where the tensor called `name` lies; a tied head is found in the embedding."""

@@ -34,11 +34,15 @@ from mergegraph.tensorspec import DType, TensorSpec, promote
 
 @dataclass(frozen=True)
 class Compiled:
-    """What compiling gives: the graph, the config to write, and an account of every input tensor."""
+    """What compiling gives: the graph, the config to write, and an account of every input tensor.
+
+    `facts` are what a dry run tells of a mixture of experts; a merge has none.
+    """
 
     graph: Graph
     config: dict[str, Any]
     report: CompileReport
+    facts: Mapping[str, Any] | None = None
 
 
 Streams = tuple[tuple[float, float], ...]
@@ -152,13 +156,15 @@ class _Compiler:
             if output is not None:
                 outputs[group.name] = output
         inputs = [self.donor, *self.inputs.values()]
+        self.conflicts.agree_on_stacks((self.inputs[s.model], s.origin) for s in self.plan.sources())
         form = output_form([m.form for m in inputs], self.layout, self.donor.spelling)
         return Graph(stored_outputs(outputs, form))
 
     def settings(self, tensor: str) -> list[Setting]:
         """Every parameter that decides output `tensor`, with the plan line it comes from."""
         for group in groups(self.slices, self.inputs, self.donor):
-            if group.name == tensor:
+            # A stack is explained by its first matrix.
+            if tensor in group.filter_name.split("\n"):
                 chosen = self._arrange(group, [o for o in group.operands if o.place is not None])
                 return self.resolver.settings(group, chosen[1]) if chosen and chosen[1] else []
         return []

@@ -59,13 +59,16 @@ class Resolver:
         filters = self._filters.get(who)
         if filters is None:
             filters = self._filters[who] = self._filters_of(group, models)
-        key: object = (who, group.t)
+        where = (group.t, group.position if self._method.positional else None)
+        key: object = (who, where)
         if filters:
             names = (group.filter_name, *(o.filter_name for o in models))
-            key = (who, group.t, tuple(text in name for text in filters for name in names))
+            key = (who, where, tuple(text in name for text in filters for name in names))
         found = self._cache.get(key)
         if found is None:
             shared = Values({p.name: self._shared(p, group)[0] for p in self._method.shared})
+            if self._method.positional:
+                shared = shared.including("position", group.position)
             each = (Values({p.name: self._each(p, group, o)[0] for p in self._method.each}) for o in models)
             found = self._cache[key] = (shared, tuple(each))
         return found

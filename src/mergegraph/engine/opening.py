@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
@@ -16,6 +16,7 @@ from mergegraph.compiler.experts import spelling_for
 from mergegraph.compiler.inputs import Input, align_prefix
 from mergegraph.compiler.tokenizers import asks_for_tokenizers
 from mergegraph.errors import CheckpointError
+from mergegraph.plan.kinds import AnyPlan
 from mergegraph.plan.merge import MergePlan
 from mergegraph.plan.source import Problems
 from mergegraph.plan.values import ModelRef
@@ -25,8 +26,16 @@ _TOKENIZER_FILES = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "m
 """What a tokenizer consists of, the form that loaders prefer first."""
 
 
-def open_inputs(plan: MergePlan, problems: Problems) -> dict[ModelRef, Input]:
-    """Index every referenced model, in plan order; names follow the donor's spelling.
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """Every checkpoint that a plan names and that could be opened, and the key of each."""
+
+    indexes: Mapping[ModelRef, CheckpointIndex]
+    keys: Mapping[ModelRef, str]
+
+
+def open_all(plan: AnyPlan, problems: Problems) -> Opened:
+    """Index every referenced model, in plan order.
 
     A model that cannot be opened is noted in `problems` and left out.
     """
@@ -35,21 +44,31 @@ def open_inputs(plan: MergePlan, problems: Problems) -> dict[ModelRef, Input]:
         try:
             opened[ref] = open_model(ref, plan.file)
         except CheckpointError as error:
-            message = f"model {ref}: {error.message}"
-            problems.add(message, line_of(plan, ref), error.hint, str(ref))
-    keys = _keys(opened)
-    donor = next((opened[ref] for ref in (plan.base_model, *opened) if ref in opened), None)
-    if donor is None:
+            where = line_of(plan, ref) if isinstance(plan, MergePlan) else plan.origin_of(ref)
+            problems.add(f"model {ref}: {error.message}", where, error.hint, str(ref))
+    return Opened(opened, _keys(opened))
+
+
+def inputs_of(refs: Iterable[ModelRef], donor: ModelRef | None, opened: Opened) -> dict[ModelRef, Input]:
+    """The opened models among `refs`; names follow the spelling of `donor`, or of the first."""
+    found = {ref: opened.indexes[ref] for ref in refs if ref in opened.indexes}
+    first = next((found[ref] for ref in (donor, *found) if ref in found), None)
+    if first is None:
         return {}
-    first = [donor, *opened.values()]
-    spelling = spelling_for([(index.tensors, index.config) for index in first])
-    inputs = {
-        ref: Input(
-            *(_as_opened(ref), keys[ref], index, align_prefix(index.tensors, donor.tensors)),
-            spelling=spelling,
-        )
-        for ref, index in opened.items()
-    }
+    spelling = spelling_for([(index.tensors, index.config) for index in (first, *found.values())])
+    wanted = Input(ModelRef(""), "", first, spelling=spelling).tensors
+    inputs = {}
+    for ref, index in found.items():
+        # Prefixes are told by logical names: layouts differ in more than those.
+        own = Input(_as_opened(ref), opened.keys[ref], index, spelling=spelling)
+        inputs[ref] = replace(own, prefix=align_prefix(own.tensors, wanted))
+    return inputs
+
+
+def open_inputs(plan: MergePlan, problems: Problems, opened: Opened | None = None) -> dict[ModelRef, Input]:
+    """The models of a merge, opened now unless they are in `opened`; what cannot be is left out."""
+    known = open_all(plan, problems) if opened is None else opened
+    inputs = inputs_of(plan.referenced_models(), plan.base_model, known)
     return _with_tokenizers(inputs, plan, problems) if asks_for_tokenizers(plan) else inputs
 
 

@@ -13,19 +13,21 @@ from mergegraph.checkpoint.layout import OutputLayout
 from mergegraph.checkpoint.names import layer_stacks, split_layer
 from mergegraph.compiler.inputs import Input
 from mergegraph.compiler.report import CompileReport
-from mergegraph.graph.graph import Graph
-from mergegraph.plan.merge import MergePlan
+from mergegraph.engine.rows import RowsWork
+from mergegraph.graph.graph import Graph, SourceTensor
 from mergegraph.plan.values import ModelRef
 from mergegraph.schedule.schedule import Schedule
 from mergegraph.storage.files import free_bytes
-from mergegraph.tensorspec import format_bytes
+from mergegraph.tensorspec import TensorSpec, format_bytes
 
 
 def plan_summary(
     *,
-    plan: MergePlan,
+    title: str,
     inputs: Mapping[ModelRef, Input],
     donor: Input,
+    facts: Mapping[str, Any] | None,
+    rows: RowsWork | None,
     graph: Graph,
     report: CompileReport,
     layout: OutputLayout,
@@ -33,7 +35,37 @@ def plan_summary(
 ) -> dict[str, Any]:
     """Return everything a dry run tells."""
     entries = {model.key: model.index.tensors for model in inputs.values()}
-    outputs = [
+    if rows is not None:
+        entries[rows.key] = rows.index.tensors
+    outputs = _outputs(graph, layout)
+    return {
+        "method": title,
+        "models": [model.name for model in inputs.values()],
+        "donor": donor.name,
+        "outputs": outputs,
+        "shards": [{"file": s.file, "bytes": s.size, "tensors": len(s.tensors)} for s in layout.shards],
+        "tasks": dict(sorted(graph.tasks().items())),
+        "bytes_read": sum(_bytes(s, entries[s.checkpoint][s.tensor].spec) for s in graph.sources()),
+        "bytes_streamed": schedule.streamed_bytes,
+        "bytes_written": layout.file_bytes,
+        "peak_bytes": schedule.peak_bytes,
+        "memory_budget": schedule.budget,
+        "threads": schedule.workers,
+        "free_disk": free_bytes(Path.cwd()),
+        "fingerprint": graph.fingerprint,
+        "copied": [o["name"] for o in outputs if o["kind"] != "merged"],
+        "mixture": None if facts is None else dict(facts),
+        "dropped": [{"model": d.model, "tensor": d.tensor, "reason": d.reason} for d in report.dropped],
+        "partial": [{"tensor": p.tensor, "missing_from": list(p.missing_from)} for p in report.partial],
+        "config_differences": [{"key": d.key, "values": dict(d.values)} for d in report.config_differences],
+        "sidecars": list(donor.index.sidecars),
+        "notes": [*report.notes, *_disk_notes(layout.file_bytes)],
+        "problems": [],
+    }
+
+
+def _outputs(graph: Graph, layout: OutputLayout) -> list[dict[str, Any]]:
+    return [
         {
             "name": name,
             "shape": list(output.spec.shape),
@@ -44,33 +76,11 @@ def plan_summary(
         }
         for name, output in graph.outputs.items()
     ]
-    return {
-        "method": plan.method,
-        "models": [model.name for model in inputs.values()],
-        "donor": donor.name,
-        "outputs": outputs,
-        "shards": [{"file": s.file, "bytes": s.size, "tensors": len(s.tensors)} for s in layout.shards],
-        "tasks": dict(sorted(graph.tasks().items())),
-        "bytes_read": sum(
-            spec.nbytes if s.view is None else s.view.numel * spec.dtype.bits // 8
-            for s in graph.sources()
-            for spec in (entries[s.checkpoint][s.tensor].spec,)
-        ),
-        "bytes_streamed": schedule.streamed_bytes,
-        "bytes_written": layout.file_bytes,
-        "peak_bytes": schedule.peak_bytes,
-        "memory_budget": schedule.budget,
-        "threads": schedule.workers,
-        "free_disk": free_bytes(Path.cwd()),
-        "fingerprint": graph.fingerprint,
-        "copied": [o["name"] for o in outputs if o["kind"] != "merged"],
-        "dropped": [{"model": d.model, "tensor": d.tensor, "reason": d.reason} for d in report.dropped],
-        "partial": [{"tensor": p.tensor, "missing_from": list(p.missing_from)} for p in report.partial],
-        "config_differences": [{"key": d.key, "values": dict(d.values)} for d in report.config_differences],
-        "sidecars": list(donor.index.sidecars),
-        "notes": [*report.notes, *_disk_notes(layout.file_bytes)],
-        "problems": [],
-    }
+
+
+def _bytes(source: SourceTensor, spec: TensorSpec) -> int:
+    """What is read of a stored tensor: all of it, or a part."""
+    return spec.nbytes if source.view is None else source.view.numel * spec.dtype.bits // 8
 
 
 def _disk_notes(needed: int) -> list[str]:

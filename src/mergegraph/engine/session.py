@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from hashlib import blake2b
 from pathlib import Path
 from time import monotonic, perf_counter
@@ -10,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mergegraph.checkpoint.index import CheckpointIndex
 from mergegraph.checkpoint.layout import INDEX_FILE
 from mergegraph.compiler.inputs import Input
 from mergegraph.engine.opening import fetched
+from mergegraph.plan.values import ModelRef
 from mergegraph.runtime.devices import choose_devices
-from mergegraph.runtime.events import Advanced, Finished, OnEvent, RunReport, Stage, Started
+from mergegraph.runtime.events import Advanced, Finished, OnEvent, Routing, RunReport, Stage, Started
 from mergegraph.runtime.executor import Outcomes, execute
 from mergegraph.runtime.probe import peak_resident_bytes
 from mergegraph.runtime.progress import Tally
@@ -46,6 +49,7 @@ class Session:
         self._on_event = on_event
         self._baseline = baseline
         self._next_event = 0.0
+        self._routers: dict[str, Any] | None = None
 
     def run(self) -> RunReport:
         """Execute, write everything beside the weights, publish."""
@@ -53,24 +57,39 @@ class Session:
         models = list(self._compiled.inputs.values())
         check_output(self._out, [p for m in models if m.index.root for p in _places(m)], self._force)
         inputs = fetched(self._compiled.inputs)
+        rows = self._router_rows(inputs)
         staging = staging_path(self._out)
         with Journal.open(staging, self._journal_header(inputs.values()), force=self._force) as journal:
             self._clear_strays(staging)
+            sources = {m.key: m.index for m in inputs.values()} | rows
             self._on_event(Started(self._compiled.schedule.work_bytes, len(self._compiled.graph.outputs)))
             with (
                 OutputWriter(staging, self._compiled.layout, resume=journal.resumed) as writer,
-                Reader({m.key: m.index for m in inputs.values()}) as reader,
+                Reader(sources) as reader,
             ):
                 outcomes = execute(
                     self._compiled.schedule, reader, writer, journal, self._devices, self._progress
                 )
                 reader.check_unchanged()
-                self._write_sidecars(staging, inputs[self._compiled.donor.ref], outcomes)
+                donor = next(m for m in inputs.values() if m.key == self._compiled.donor.key)
+                self._write_sidecars(staging, donor, outcomes)
                 writer.sync()
             publish(staging, self._out, self._force)
         report = self._report(outcomes, perf_counter() - started)
         self._on_event(Finished(report))
         return report
+
+    def _router_rows(self, inputs: Mapping[ModelRef, Input]) -> dict[str, CheckpointIndex]:
+        """Compute router rows if the plan has any; they are then one more checkpoint to load."""
+        work = self._compiled.rows
+        if work is None:
+            return {}
+        fetched = {model.key: model for model in inputs.values()}
+        index, artefact = work.compute(
+            fetched, self._devices[0], lambda done, total: self._on_event(Routing(done, total))
+        )
+        self._routers = {**artefact.report.as_dict(), "cached": artefact.cached}
+        return {work.key: index}
 
     def _clear_strays(self, staging: Path) -> None:
         """Remove what an interrupted run left besides its shards: everything else is written anew."""
@@ -105,7 +124,7 @@ class Session:
         copy_sidecars(donor.index, staging)
         card = model_card(
             title=self._out.resolve().name,
-            method=compiled.method.name,
+            method=compiled.title,
             models=models,
             plan=compiled.plan.text,
             version=VERSION,
@@ -165,6 +184,7 @@ class Session:
             resumed=outcomes.resumed,
             device=", ".join(self._devices),
             threads=compiled.schedule.workers,
+            routers=self._routers,
         )
 
 

@@ -5,25 +5,25 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from mergegraph.checkpoint.layout import OutputLayout, build_layout
+from mergegraph.checkpoint.names import layer_and_suffix
 from mergegraph.compiler.inputs import Input
-from mergegraph.compiler.merge import compile_merge, donor_of, settings_of
 from mergegraph.compiler.report import CompileReport
-from mergegraph.engine.loading import read_file, resolve
+from mergegraph.engine.loading import read_file
 from mergegraph.engine.opening import open_model
 from mergegraph.engine.overview import checkpoint_facts, plan_summary
+from mergegraph.engine.resolving import Explainer, Resolved, resolve
+from mergegraph.engine.rows import RowsWork
 from mergegraph.errors import ExecutionError, PlanError, Problem, did_you_mean
-from mergegraph.graph.graph import Graph
+from mergegraph.graph.graph import FILL, Graph
 from mergegraph.graph.text import explain_text
-from mergegraph.methods.base import MergeMethod
+from mergegraph.plan.kinds import AnyPlan
 from mergegraph.plan.lock import Lock, lock_text
-from mergegraph.plan.merge import MergePlan
 from mergegraph.plan.source import Problems
-from mergegraph.plan.values import ModelRef, parse_model_ref
+from mergegraph.plan.values import ExpertLayout, ModelRef, parse_model_ref
 from mergegraph.runtime.events import OnEvent, RunReport
 from mergegraph.runtime.probe import cpu_count, resident_bytes
 from mergegraph.schedule.schedule import Schedule, schedule
@@ -32,37 +32,53 @@ from mergegraph.storage.sidecars import input_record
 from mergegraph.tensorspec import parse_bytes
 from mergegraph.version import VERSION
 
-PlanSource = str | os.PathLike[str] | MergePlan
+PlanSource = str | os.PathLike[str] | AnyPlan
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """A plan, resolved: what will be written, from what, how, and within how much memory."""
+    """A plan, resolved: what will be written, from what, how, and within how much memory.
 
-    plan: MergePlan
-    method: MergeMethod
+    Attributes:
+        plan: as written.
+        title: what is done: the merge method, or the kind of mixture.
+        inputs: every checkpoint.
+        donor: the one that tokenizer and other files come from.
+        graph: every output tensor.
+        config: the output's ``config.json``.
+        report: what became of every input tensor.
+        facts: of a mixture of experts: sizes, routers, what comes from where.
+        rows: router rows that are computed before anything else.
+        layout: files, offsets.
+        schedule: order and memory.
+        seed: of everything random.
+        settings: the resolved parameters of an output tensor.
+    """
+
+    plan: AnyPlan
+    title: str
     inputs: Mapping[ModelRef, Input]
+    donor: Input
     graph: Graph
     config: Mapping[str, Any]
     report: CompileReport
+    facts: Mapping[str, Any] | None
+    rows: RowsWork | None
     layout: OutputLayout
     schedule: Schedule
     seed: int | None
+    settings: Explainer
 
     @property
     def fingerprint(self) -> str:
         """Digest of everything that decides the output tensors."""
         return self.graph.fingerprint
 
-    @cached_property
-    def donor(self) -> Input:
-        """The model that config, tokenizer and other files come from."""
-        return donor_of(self.plan, self.inputs)
-
     @property
     def labels(self) -> dict[str, str]:
         """A short, distinct name for each checkpoint key, for showing expressions."""
         names = {model.key: model.name.rstrip("/") for model in self.inputs.values()}
+        names |= {FILL: "every element"} | ({} if self.rows is None else {self.rows.key: "router rows"})
         short = {key: os.path.basename(name) or name for key, name in names.items()}
         repeated = len(dict.fromkeys(short.values())) < len(short)
         return names if repeated else short
@@ -70,8 +86,10 @@ class Compiled:
     def summary(self) -> dict[str, Any]:
         """What a dry run tells, as JSON values."""
         return plan_summary(
-            plan=self.plan,
+            title=self.title,
             inputs=self.inputs,
+            facts=self.facts,
+            rows=self.rows,
             donor=self.donor,
             graph=self.graph,
             report=self.report,
@@ -80,8 +98,8 @@ class Compiled:
         )
 
 
-def load_plan(path: str | os.PathLike[str]) -> MergePlan:
-    """Read a merge plan, or the lock file of one.
+def load_plan(path: str | os.PathLike[str]) -> AnyPlan:
+    """Read a plan of any kind, or the lock file of one.
 
     Raises:
         PlanError: with everything that is wrong with the plan by itself.
@@ -99,6 +117,7 @@ def compile_plan(
     threads: int | None = None,
     shard_size: str | int = "5GB",
     seed: int | None = None,
+    expert_layout: ExpertLayout | None = None,
 ) -> Compiled:
     """Resolve a plan against its checkpoints' headers; no tensor is read.
 
@@ -107,7 +126,9 @@ def compile_plan(
         memory: most bytes the run may allocate, beyond the interpreter and its imports.
         threads: worker threads; by default one per processor.
         shard_size: most bytes of tensor data in one output file.
-        seed: seed of methods that draw at random; overrides the plan's.
+        seed: seed of everything that is drawn at random; overrides the plan's.
+        expert_layout: ``per-expert`` or ``stacked``; overrides the plan's. Without, a merge keeps the layout
+            that its inputs share, and everything else writes one tensor per expert.
 
     Raises:
         PlanError: with every problem of the plan and of how it fits its checkpoints.
@@ -116,30 +137,44 @@ def compile_plan(
     if threads is not None and threads < 1:
         raise ValueError(f"threads must be at least 1, not {threads}")
     problems = Problems()
-    loaded, lock = (plan, None) if isinstance(plan, MergePlan) else read_file(plan, problems)
-    method, inputs = resolve(loaded, problems)
+    loaded, lock = read_file(plan, problems) if isinstance(plan, str | os.PathLike) else (plan, None)
     chosen = next((s for s in (seed, lock.seed if lock else None, loaded.seed) if s is not None), None)
-    compiled = compile_merge(loaded, method, inputs, chosen)
+    resolved = resolve(loaded, problems, chosen, expert_layout)
     if lock is not None:
-        _check_lock(lock, compiled.graph, inputs)
-    layout = build_layout({n: o.spec for n, o in compiled.graph.outputs.items()}, parse_bytes(shard_size))
-    scheduled = schedule(
-        compiled.graph,
-        layout,
-        {model.key: model.index for model in inputs.values()},
-        threads=threads or cpu_count(),
-        budget=parse_bytes(memory),
-    )
+        _check_lock(lock, resolved.compiled.graph, resolved.inputs)
+    limits = Limits(parse_bytes(memory), threads or cpu_count(), parse_bytes(shard_size))
+    return _scheduled(loaded, resolved, limits, chosen)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a run may use: bytes of memory, worker threads, and bytes of tensor data in one file."""
+
+    memory: int
+    threads: int
+    shard: int
+
+
+def _scheduled(plan: AnyPlan, resolved: Resolved, limits: Limits, seed: int | None) -> Compiled:
+    compiled, rows = resolved.compiled, resolved.rows
+    layout = build_layout({n: o.spec for n, o in compiled.graph.outputs.items()}, limits.shard)
+    indexes = {model.key: model.index for model in resolved.inputs.values()}
+    if rows is not None:
+        indexes[rows.key] = rows.index
     return Compiled(
-        plan=loaded,
-        method=method,
-        inputs=inputs,
+        plan=plan,
+        title=resolved.title,
+        inputs=resolved.inputs,
+        donor=resolved.donor,
         graph=compiled.graph,
         config=compiled.config,
         report=compiled.report,
+        facts=compiled.facts,
+        rows=rows,
         layout=layout,
-        schedule=scheduled,
-        seed=chosen,
+        schedule=schedule(compiled.graph, layout, indexes, threads=limits.threads, budget=limits.memory),
+        seed=seed,
+        settings=resolved.settings,
     )
 
 
@@ -168,13 +203,20 @@ def explain(compiled: Compiled, tensor: str) -> str:
     """
     output = compiled.graph.outputs.get(tensor)
     if output is None:
-        hint = did_you_mean(tensor, compiled.graph.outputs)
+        hint = _stack_of(tensor, compiled.graph) or did_you_mean(tensor, compiled.graph.outputs)
         raise PlanError([Problem(f"the output has no tensor {tensor!r}", compiled.plan.file, hint=hint)])
     lines = []
-    for s in settings_of(compiled.plan, compiled.method, compiled.inputs, tensor):
+    for s in compiled.settings(tensor):
         whose = f" ({s.model})" if s.model else ""
         lines.append(f"{s.name}{whose} = {s.value}   # {s.origin or 'default'}")
     return "\n".join([*lines, *([""] if lines else []), explain_text(tensor, output, compiled.labels)])
+
+
+def _stack_of(tensor: str, graph: Graph) -> str | None:
+    """Which output an expert's matrix is a part of, if it is none by itself."""
+    layer, suffix = layer_and_suffix(tensor)
+    stacks = [n for n, o in graph.outputs.items() if n.startswith(layer) and len(o.parts) > 1]
+    return f"it is a part of {' or '.join(stacks)}" if stacks and "experts." in suffix else None
 
 
 def run(
@@ -186,6 +228,7 @@ def run(
     device: str = "auto",
     shard_size: str | int = "5GB",
     seed: int | None = None,
+    expert_layout: ExpertLayout | None = None,
     force: bool = False,
     on_event: OnEvent | None = None,
 ) -> RunReport:
@@ -197,28 +240,31 @@ def run(
     Args:
         plan: a plan, the path of one or of its lock file, or a compiled plan.
         out: the directory to publish the result in.
-        memory: as for `compile_plan`.
-        threads: as for `compile_plan`.
+        memory: as for `compile_plan`, like the others that are not explained here.
+        threads: …
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:0,1``.
-        shard_size: as for `compile_plan`.
-        seed: as for `compile_plan`.
+        shard_size: …
+        seed: …
+        expert_layout: …
         force: replace the model that is in `out`, and discard an unfinished run of something else.
         on_event: called with progress; see `mergegraph.runtime.events`.
 
     Raises:
         PlanError, CheckpointError, MemoryBudgetError, ExecutionError: see `mergegraph.errors`.
     """
-    from mergegraph.engine.session import (
-        Session,  # loads the compiler of CPU code, which planning does without
-    )
+    from mergegraph.engine.session import Session  # loads the compiler of CPU code; planning does without
 
     baseline = resident_bytes()
-    compiled = (
-        plan
-        if isinstance(plan, Compiled)
-        else compile_plan(plan, memory=memory, threads=threads, shard_size=shard_size, seed=seed)
-    )
-    return Session(compiled, Path(out), device, force, on_event or _ignore, baseline).run()
+    if not isinstance(plan, Compiled):
+        plan = compile_plan(
+            plan,
+            memory=memory,
+            threads=threads,
+            shard_size=shard_size,
+            seed=seed,
+            expert_layout=expert_layout,
+        )
+    return Session(plan, Path(out), device, force, on_event or _ignore, baseline).run()
 
 
 def verify(out: str | os.PathLike[str]) -> list[str]:

@@ -58,12 +58,16 @@ def _intact(parts: Mapping[str, str], spec: TensorSpec, read: Transfer) -> bool:
     if all(place.isdecimal() for place in parts):
         starts = sorted(int(place) for place in parts)
         ends = [*starts[1:], spec.nbytes]
+        if starts[:1] != [0] or any(a > b for a, b in zip(starts, ends, strict=True)):
+            return False
         found = [stored_checksum(a, b - a, read) for a, b in zip(starts, ends, strict=True)]
         return [f"{value:016x}" for value in found] == [parts[str(start)] for start in starts]
     views = {place: parsed_view(place) for place in parts}
     if any(v is None or not v.within(spec.numel) for v in views.values()):
         return False
     size = spec.dtype.bits // 8
+    if sum(view.numel for view in views.values() if view) != spec.numel:
+        return False
     return all(
         f"{placed_checksum(view, size, read):016x}" == parts[place] for place, view in views.items() if view
     )

@@ -118,7 +118,10 @@ class Graph:
         return digest.hexdigest()
 
     def tasks(self) -> Counter[str]:
-        """How many tasks of each kind (op name) the graph holds; loads of one tensor count once."""
+        """How many tasks of each kind (op name) the graph holds; loads of one tensor count once.
+
+        ``stack_experts`` are the outputs that are put together from several pieces.
+        """
         counts: Counter[str] = Counter()
         uses = Counter(part.expression for output in self.outputs.values() for part in output.parts)
         for expression, times in uses.items():
@@ -126,7 +129,8 @@ class Graph:
                 if n.op.locality is not Locality.SOURCE and n.inputs:
                     counts[n.op.name] += times
         counts["load"] = len(self.sources())
-        return counts
+        stacked = sum(len(output.parts) > 1 for output in self.outputs.values())
+        return counts + Counter({"stack_experts": stacked}) if stacked else counts
 
     def sources(self) -> dict[SourceTensor, None]:
         """Every checkpoint tensor that is read, once, in order of first use."""

@@ -59,6 +59,7 @@ class Real:
 
 
 SpecRule = Callable[[Sequence[TensorSpec], dict[str, Any]], TensorSpec]
+WorkspaceRule = Callable[[Sequence[TensorSpec], dict[str, Any]], int]
 ScalarRule = Callable[[Sequence[str], dict[str, Any], Real, str], tuple[list[str], str]]
 """(operand names, attrs, float type, prefix for temporaries) → (statements, result expression).
 
@@ -84,13 +85,15 @@ class Op:
         scalar: how to compute one element, as generated code; without it the op runs as torch
             calls on tiles.
         row: ROWWISE only: the function of `mergegraph.kernels.rows` that computes a row, for generated code:
-            (operand rows, count, result, statistics…).
+            (operand rows, count, result, statistics…), with the number of the first element after the result
+            if `indexed`.
         indexed: the result depends on the element's index: generated code spells it ``e``, kernels take
             the first element's as ``first``.
         by_column: statistics ``[m, columns]`` hold numbers for each column, which is an element's index
             in its piece modulo `columns`: generated code spells it ``k``, and row i of a statistic ``w``
             ``w[i, k]``; kernels take the first element's index as ``first``.
-        workspace: bytes per element that the kernel needs beyond operands and result.
+        workspace: bytes per element that the kernel needs beyond operands and result; where that does not
+            follow from the number of elements alone, a function that gives the bytes for a whole tensor.
     """
 
     name: str
@@ -101,7 +104,7 @@ class Op:
     row: str = ""
     indexed: bool = False
     by_column: bool = False
-    workspace: int = 0
+    workspace: int | WorkspaceRule = 0
 
     @cached_property
     def implementation(self) -> Any:
@@ -142,6 +145,13 @@ class Node:
     def attributes(self) -> dict[str, Any]:
         """The attributes as keyword arguments."""
         return dict(self.attrs)
+
+    def workspace_bytes(self, elements: int) -> int:
+        """Bytes that computing `elements` of it takes beyond operands and result."""
+        need = self.op.workspace
+        if isinstance(need, int):
+            return need * elements
+        return need([x.spec for x in self.inputs], self.attributes)
 
     @property
     def is_stat(self) -> bool:

@@ -67,6 +67,18 @@ def overlap_mean(*operands: Any, epsilon: float) -> Tensor:
     return torch.where(count == 1, alone, total / torch.where(count > 1, count, one))
 
 
+def agreed(total: Tensor, *operands: Any, least: int) -> Tensor:
+    """The total where at least so many deltas d hold ``|d| ≥ threshold · |total - d|``, else 0."""
+    *deltas, thresholds = operands
+    zero, one = torch.zeros_like(total), torch.ones_like(total)
+    count = zero
+    for i, (x, limit) in enumerate(zip(deltas, thresholds, strict=True)):
+        share = torch.where(x.abs() < float(limit) * (total - x).abs(), zero, one)
+        count = share if i == 0 else count + share
+    # What is not finite stays: it has to be reported, not masked.
+    return torch.where((count < least) & (total - total == 0), zero, total)
+
+
 def disjoint_merge(sign: Tensor, *operands: Any, normalize: bool) -> Tensor:
     """Sum of the deltas that agree with `sign`, divided by their weights if `normalize`.
 

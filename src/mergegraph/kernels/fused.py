@@ -21,7 +21,7 @@ _OPTIONS: dict[str, Any] = {"nogil": True, "fastmath": False, "error_model": "nu
 VERSION = f"numba-{numba.__version__}"
 """Machine code is cached per compiler version."""
 
-u16, u32, u64, f32, f64 = np.uint16, np.uint32, np.uint64, np.float32, np.float64
+u16, u32, u64, i64, f32, f64 = np.uint16, np.uint32, np.uint64, np.int64, np.float32, np.float64
 
 
 def jit(function: Callable[..., Any]) -> Callable[..., Any]:

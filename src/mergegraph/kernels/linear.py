@@ -37,6 +37,16 @@ def scale(x: Tensor, factor: Array) -> Tensor:
     return x * float(factor[0])
 
 
+def affine(x: Tensor, w: Array) -> Tensor:
+    """``w[0] * x + w[1]``."""
+    return x * float(w[0]) + float(w[1])
+
+
+def gate(x: Tensor) -> Tensor:
+    """Router rows, as they are."""
+    return x
+
+
 def delta(x: Tensor, base: Tensor) -> Tensor:
     """``x - base``: the task vector of a fine-tune (Ilharco et al. 2023, arXiv 2212.04089)."""
     return x - base

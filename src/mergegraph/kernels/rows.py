@@ -15,6 +15,7 @@ from torch import Tensor
 from mergegraph.kernels import fused_rows
 from mergegraph.kernels.combinations import STRAIGHT
 from mergegraph.kernels.linear import weight_of
+from mergegraph.kernels.random import drop_by
 from mergegraph.kernels.reduction import Array
 
 
@@ -74,7 +75,17 @@ def _row_by_row(function: Callable[..., Any], tensors: Sequence[Tensor], width: 
     return torch.from_numpy(out)
 
 
-def row_ranks(x: Tensor) -> Tensor:
+def drop_by_rank(x: Tensor, chances: Array, stream: Array, *, first: int = 0) -> Tensor:
+    """Zero elements at random, small ones of a row more often; what is not finite stays.
+
+    An element stays with probability ``a + b rank`` for `chances` (a, b) and its `rank` in the row.
+    """
+    keep = float(chances[0]) + float(chances[1]) * rank_in_row(x)
+    kept = drop_by(x, keep, stream, first=first)
+    return torch.where(x == 0, torch.zeros_like(x), kept)
+
+
+def rank_in_row(x: Tensor) -> Tensor:
     """Rank of each magnitude in its row, from 0 (smallest) to 1; equal magnitudes rank by position."""
     columns = x.shape[-1]
     if columns < 2:

@@ -68,8 +68,7 @@ def by_rank(delta: Any, values: Values) -> Any:
         return ops.trim(delta, float("inf"))
     if density + epsilon >= 1 or density - epsilon <= 0:
         raise ValueError(f"density {density:g} ± epsilon {epsilon:g} must lie strictly between 0 and 1")
-    chance = ops.line(ops.row_ranks(delta), (density - epsilon, 2 * epsilon))
-    return ops.drop_by(delta, chance, values.stream)
+    return ops.drop_by_rank(delta, (density - epsilon, 2 * epsilon), values.stream)
 
 
 def add_up(base: Any, deltas: list[Any], shared: Values, each: Iterable[Values]) -> Any:

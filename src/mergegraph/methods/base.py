@@ -142,6 +142,8 @@ class MergeMethod:
         example: a minimal plan that runs.
         random: whether it draws at random; each model's values then hold its ``stream``: two whole numbers
             below 2**24 that name the sequence, or the node for the sequence that a plan's seed gives.
+        positional: whether it depends on depth; the shared values then hold the tensor's ``position`` in the
+            output model: 0 in its first layer and before, 1 in its last layer and after.
     """
 
     name: str
@@ -155,6 +157,7 @@ class MergeMethod:
     build: Build
     example: str
     random: bool = False
+    positional: bool = False
 
     def __post_init__(self) -> None:
         if self.base not in get_args(BasePolicy):

@@ -8,8 +8,10 @@ use them, in `mergegraph.methods`.
 from __future__ import annotations
 
 from mergegraph.graph.node import CONSTANT, Op
-from mergegraph.ops import consensus, linear, random, rows, statistics
+from mergegraph.ops import competition, consensus, linear, random, rows, spectral, statistics, upcycling
+from mergegraph.ops.competition import average_by, contest, limit, stretch
 from mergegraph.ops.consensus import (
+    agreed,
     cap,
     disjoint_merge,
     elect_sign,
@@ -22,11 +24,13 @@ from mergegraph.ops.consensus import (
 from mergegraph.ops.linear import (
     IDENTICAL,
     LOAD,
+    affine,
     apply_delta,
     cast,
     column_sum,
     columns,
     delta,
+    gate,
     is_float64,
     line,
     load,
@@ -35,8 +39,9 @@ from mergegraph.ops.linear import (
     scale,
     weighted_sum,
 )
-from mergegraph.ops.random import STREAM, drop, drop_by, noise, spread, stream
-from mergegraph.ops.rows import importance, row_arc, row_divergence, row_ranks, row_stock
+from mergegraph.ops.random import STREAM, drop, noise, spread, stream
+from mergegraph.ops.rows import drop_by_rank, importance, row_arc, row_divergence, row_stock
+from mergegraph.ops.spectral import decorrelated, isotropic, matrix_rank
 from mergegraph.ops.statistics import (
     arc,
     column_arc,
@@ -64,8 +69,9 @@ from mergegraph.ops.statistics import (
     threshold,
     unless_empty,
 )
+from mergegraph.ops.upcycling import inside, lowest, moments, neurons, redraw
 
-_MODULES = (linear, consensus, statistics, rows, random)
+_MODULES = (linear, consensus, competition, statistics, rows, random, spectral, upcycling)
 
 
 def all_ops() -> dict[str, Op]:
@@ -78,34 +84,47 @@ __all__ = [
     "IDENTICAL",
     "LOAD",
     "STREAM",
+    "affine",
+    "agreed",
     "all_ops",
     "apply_delta",
     "arc",
+    "average_by",
     "cap",
     "cast",
     "column_arc",
     "column_products",
     "column_sum",
     "columns",
+    "contest",
+    "decorrelated",
     "delta",
     "disjoint_merge",
     "drop",
-    "drop_by",
+    "drop_by_rank",
     "elect_sign",
     "energy_weights",
+    "gate",
     "gram",
     "histogram",
     "importance",
+    "inside",
     "is_float64",
+    "isotropic",
     "karcher_mean",
     "keep_largest",
     "keep_middle",
     "keep_where",
     "kth_largest_magnitude",
     "l1_norm",
+    "limit",
     "line",
     "load",
+    "lowest",
+    "matrix_rank",
+    "moments",
     "nearswap",
+    "neurons",
     "noise",
     "nonzero",
     "numel",
@@ -113,12 +132,12 @@ __all__ = [
     "overlap_mean",
     "quartile_fence",
     "rank_of_share",
+    "redraw",
     "rescue_factors",
     "restore_l1",
     "restoring_factor",
     "row_arc",
     "row_divergence",
-    "row_ranks",
     "row_stock",
     "scale",
     "select",
@@ -129,6 +148,7 @@ __all__ = [
     "squares",
     "stock",
     "stream",
+    "stretch",
     "threshold",
     "trim",
     "unless_empty",

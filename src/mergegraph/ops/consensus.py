@@ -77,6 +77,25 @@ def _variance_code(args: Sequence[str], _: Attrs, real: Real, tmp: str) -> Code:
     return lines, f"({' + '.join(f'{tmp}q{i} * {tmp}q{i}' for i in range(len(args)))}) / {count}"
 
 
+def _agreed_spec(specs: Specs, _: Attrs) -> TensorSpec:
+    """A total and at least one delta, then a threshold for each delta."""
+    tiles, last = split(specs)
+    if len(tiles) < 2:
+        raise GraphError("agreed takes a total and at least one delta")
+    stats("agreed", last, len(tiles) - 1)
+    return tile("agreed", tiles, D)
+
+
+def _agreed_code(args: Sequence[str], attrs: Attrs, real: Real, tmp: str) -> Code:
+    total, *xs, w = args
+    count = " + ".join(
+        f"({real.zero} if abs({x}) < {w}_{i} * abs({total} - {x}) else {real.one})" for i, x in enumerate(xs)
+    )
+    lines = [f"{tmp}c = {count}", f"{tmp}f = {total} - {total}"]
+    few = f"{tmp}c < {real.type}({attrs['least']}.0) and {tmp}f == {real.zero}"
+    return lines, f"{real.zero} if {few} else {total}"
+
+
 def _overlap_code(args: Sequence[str], attrs: Attrs, real: Real, tmp: str) -> Code:
     *xs, factor = args
     eps = f"{real.type}({attrs['epsilon']!r})"
@@ -111,6 +130,7 @@ disjoint_merge = Op(
     "disjoint_merge", _EW, _signed("disjoint_merge"), "consensus:disjoint_merge", _disjoint_code
 )
 signed_mean = Op("signed_mean", _EW, _signed("signed_mean"), "consensus:signed_mean", _signed_mean_code)
+agreed = Op("agreed", _EW, _agreed_spec, "consensus:agreed", _agreed_code)
 variance = Op("variance", _EW, elementwise("variance", D), "consensus:variance", _variance_code)
 overlap_mean = Op(
     "overlap_mean",

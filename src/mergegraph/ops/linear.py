@@ -77,8 +77,16 @@ def _apply_delta_code(args: Sequence[str], _: Attrs, __: Real, ___: str) -> Code
     return [], f"{args[0]} + {args[1]} * {args[2]}_0"
 
 
+def _affine_code(args: Sequence[str], _: Attrs, __: Real, ___: str) -> Code:
+    return [], f"{args[1]}_0 * {args[0]} + {args[1]}_1"
+
+
 def _line_code(args: Sequence[str], _: Attrs, __: Real, ___: str) -> Code:
     return [], f"{args[1]}_0 + {args[1]}_1 * {args[0]}"
+
+
+def _gate_code(args: Sequence[str], _: Attrs, __: Real, ___: str) -> Code:
+    return [], args[0]
 
 
 def _nearswap_code(args: Sequence[str], _: Attrs, real: Real, tmp: str) -> Code:
@@ -116,7 +124,12 @@ column_sum = Op(
 scale = Op("scale", _EW, elementwise("scale", count=1, small=lambda _: (1,)), "linear:scale", _scale_code)
 delta = Op("delta", _EW, elementwise("delta", W, D, count=2), "linear:delta", _delta_code)
 apply_delta = Op("apply_delta", _EW, _apply_delta_spec, "linear:apply_delta", _apply_delta_code)
+affine = Op(
+    "affine", _EW, elementwise("affine", count=1, small=lambda _: (2,)), "linear:affine", _affine_code
+)
 line = Op("line", _EW, elementwise("line", count=1, small=lambda _: (2,)), "linear:line", _line_code)
+gate = Op("gate", _EW, elementwise("gate", W, count=1), "linear:gate", _gate_code)
+"""Router rows: what is random or was computed from prompts takes its place as weights."""
 nearswap = Op(
     "nearswap",
     _EW,

@@ -13,20 +13,11 @@ def _stream_spec(_: Specs, __: Attrs) -> TensorSpec:
     return stat(2)
 
 
-def _dropped(x: str, keep: str, stream: str, real: Real) -> Code:
-    # What is not finite stays: it has to be reported, not dropped.
-    finite = f"{x} - {x} == {real.zero}"
-    return [], f"{real.zero} if uniform({stream}_0, {stream}_1, e) >= {keep} and {finite} else {x}"
-
-
 def _drop_code(args: Sequence[str], _: Attrs, real: Real, __: str) -> Code:
     x, keep, stream = args
-    return _dropped(x, f"{keep}_0", stream, real)
-
-
-def _drop_by_code(args: Sequence[str], _: Attrs, real: Real, __: str) -> Code:
-    x, keep, stream = args
-    return _dropped(x, f"{keep}", stream, real)
+    # What is not finite stays: it has to be reported, not dropped.
+    finite = f"{x} - {x} == {real.zero}"
+    return [], f"{real.zero} if uniform({stream}_0, {stream}_1, e) >= {keep}_0 and {finite} else {x}"
 
 
 def _noise_code(args: Sequence[str], _: Attrs, real: Real, __: str) -> Code:
@@ -49,16 +40,6 @@ drop = Op(
     _drop_code,
     indexed=True,
 )
-drop_by = Op(
-    "drop_by",
-    Locality.ELEMENTWISE,
-    elementwise("drop_by", D, count=2, small=lambda _: (2,)),
-    "random:drop_by",
-    _drop_by_code,
-    indexed=True,
-)
-
-
 noise = Op(
     "noise",
     Locality.ELEMENTWISE,

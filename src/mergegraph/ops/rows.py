@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mergegraph.graph.node import Locality, Op, Real
-from mergegraph.ops.rules import ROW, Attrs, Code, Specs, rowwise, split, stats, tensors, tile
+from mergegraph.ops.rules import ROW, Attrs, Code, D, Specs, elementwise, rowwise, split, stats, tensors, tile
 from mergegraph.tensorspec import DType, TensorSpec
 
 _ROWWISE = Locality.ROWWISE
@@ -17,10 +17,6 @@ def _row_arc_spec(specs: Specs, _: Attrs) -> TensorSpec:
     spec = tile("row_arc", tensors("row_arc", tiles, 2), None)
     columns = spec.shape[-1] if spec.shape else 1
     return TensorSpec((spec.numel // max(columns, 1), 2), DType.F64, ROW)
-
-
-def _row_ranks_spec(specs: Specs, _: Attrs) -> TensorSpec:
-    return tile("row_ranks", tensors("row_ranks", specs, 1), None)
 
 
 def _importance_spec(specs: Specs, _: Attrs) -> TensorSpec:
@@ -41,5 +37,14 @@ row_divergence = Op(
     rowwise("row_divergence", lambda _: 1, 2),
     "rows:row_divergence",
     row="row_divergence",
+    workspace=32,
 )
-row_ranks = Op("row_ranks", _ROWWISE, _row_ranks_spec, "rows:row_ranks", row="row_ranks{width}")
+drop_by_rank = Op(
+    "drop_by_rank",
+    _ROWWISE,
+    elementwise("drop_by_rank", D, count=1, small=lambda _: (2, 2)),
+    "rows:drop_by_rank",
+    row="row_drop{width}",
+    indexed=True,
+    workspace=48,
+)

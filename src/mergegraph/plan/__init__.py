@@ -1,7 +1,9 @@
 """Plans: YAML text in, typed values out, with the line that each came from.
 
-`source` reads YAML, `values` the small languages inside it (model references, settings), `merge` whole
-merge plans. Pure: nothing here looks at the file system, so a plan means the same everywhere.
+`kinds` reads a plan of any kind: `merge`, `moe` or `surgery` (`surgery_reader`). `source` reads YAML,
+`fields` mappings, `values` the small languages inside (model references, settings), `models` what may stand
+for a model; `schema` lists all keys. Pure: nothing here looks at the file system, so a plan means the same
+everywhere.
 """
 
 LOCK_SUFFIX = ".lock.json"

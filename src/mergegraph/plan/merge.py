@@ -9,21 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from mergegraph.errors import did_you_mean
 from mergegraph.graph.node import Origin
+from mergegraph.plan import schema
+from mergegraph.plan.fields import Fields, read_elements, read_mapping
 from mergegraph.plan.source import Entry, Located, Problems, load_yaml
-from mergegraph.plan.values import (
-    ModelRef,
-    Parameters,
-    check_keys,
-    read_dtype,
-    read_layer_range,
-    read_model_ref,
-    read_parameters,
-)
+from mergegraph.plan.values import ModelRef, Parameters, check_keys, read_layer_range, read_model_ref
 from mergegraph.tensorspec import DType
 
 Unmatched = Literal["error", "copy", "drop"]
+UNMATCHED: tuple[Unmatched, ...] = get_args(Unmatched)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +53,8 @@ class MergePlan:
     """A merge plan as written. Exactly one of `models` and `slices` is not empty.
 
     `unmatched` says what becomes of a tensor that the method cannot merge for want of an input. `notes` are
-    remarks on keys that are accepted without effect. `text` is the original YAML.
+    remarks on keys that are accepted without effect. `text` is the original YAML, of the whole file where
+    the plan is a part of another. `name` is what a stage is called.
     """
 
     method: str
@@ -79,6 +74,7 @@ class MergePlan:
     notes: tuple[str, ...]
     text: str
     file: str
+    name: str | None = None
 
     def sources(self) -> tuple[Source, ...]:
         """Return the sources of all models or slices, in file order."""
@@ -100,11 +96,13 @@ class MergePlan:
         return tuple(dict.fromkeys(order))
 
 
-_KEYS = (
-    *("merge_method", "models", "slices", "base_model", "dtype", "out_dtype"),
-    *("tokenizer_source", "tokenizer", "chat_template", "parameters", "seed", "unmatched"),
-)
-_MOE_KEYS = ("experts", "gate_mode")
+_OTHER_KINDS = {
+    "surgery": "a plan for surgery",
+    "experts": "a plan for a mixture of experts",
+    "gate_mode": "a plan for a mixture of experts",
+    "shared_experts": "a plan for a mixture of experts",
+}
+_ONLY_MERGES = "only a merge plan can stand here: merge_method: and models:"
 
 
 def parse_plan(text: str, file: str) -> MergePlan:
@@ -132,23 +130,50 @@ def read_plan(text: str, file: str, problems: Problems) -> MergePlan:
         hint = "write merge_method: NAME and models: at the top level"
         problems.add(f"a plan must be a mapping, not {root.kind()}", root.origin, hint)
         problems.raise_if_any()
-    return _Reader(root, problems).plan(text, file)
+    if is_other_kind(root, problems):
+        problems.raise_if_any()
+    return read_merge(root, text, file, problems)
+
+
+def is_other_kind(root: Located, problems: Problems, hint: str = _ONLY_MERGES) -> bool:
+    """Whether a mapping is a plan of another kind, whose keys would all be reported as unknown."""
+    found = next((e for key, e in (root.entries or {}).items() if key in _OTHER_KINDS), None)
+    if found is not None:
+        problems.add(f"this is {_OTHER_KINDS[found.key]} (it has {found.key!r})", found.origin, hint)
+    return found is not None
+
+
+def read_merge(
+    root: Located,
+    text: str,
+    file: str,
+    problems: Problems,
+    *,
+    name: str | None = None,
+    models: tuple[Source, ...] | None = None,
+) -> MergePlan:
+    """Read a mapping that is meant as a merge plan; it may be a part of `text`.
+
+    `models` are the models of a plan that lists none.
+    """
+    return _Reader(root, problems, models).plan(text, file, name)
 
 
 class _Reader:
     """Reads one plan, noting problems as it goes."""
 
-    def __init__(self, root: Located, problems: Problems) -> None:
+    def __init__(self, root: Located, problems: Problems, given: tuple[Source, ...] | None) -> None:
         self.root = root
+        self.given = given
+        self.fields = Fields(root, problems)
         self.problems = problems
         self.notes: list[str] = []
 
-    def plan(self, text: str, file: str) -> MergePlan:
-        self._refuse_moe()
-        check_keys(self.root, _KEYS, "a merge plan", self.problems, refused=("modules",))
+    def plan(self, text: str, file: str, name: str | None) -> MergePlan:
+        check_keys(self.root, schema.MERGE.names, "a merge plan", self.problems, refused=("modules",))
         method, method_origin = self._method()
         models, slices = self._inputs()
-        base = self._given(self.root, "base_model")
+        base = self.fields.entry("base_model")
         return MergePlan(
             method=method,
             method_origin=method_origin,
@@ -156,44 +181,28 @@ class _Reader:
             slices=slices,
             base_model=self._base(self.root),
             base_origin=None if base is None else base.origin,
-            parameters=self._parameters(self.root),
-            dtype=self._dtype("dtype"),
-            out_dtype=self._dtype("out_dtype"),
+            parameters=self.fields.parameters(),
+            dtype=self.fields.dtype("dtype"),
+            out_dtype=self.fields.dtype("out_dtype"),
             tokenizer_source=self._raw("tokenizer_source", "union, base or a model", str, dict),
             tokenizer=self._tokenizer(),
             chat_template=self._raw("chat_template", "a string", str),
-            seed=self._seed(),
-            unmatched=self._unmatched(),
+            seed=self.fields.seed(),
+            unmatched=self.fields.choice(
+                "unmatched", UNMATCHED, "error", "error refuses tensors that only some models have"
+            ),
             notes=tuple(self.notes),
             text=text,
             file=file,
+            name=name,
         )
 
-    def _refuse_moe(self) -> None:
-        """Stop at a plan of the other kind: its keys would all be reported as unknown."""
-        entries = self.root.entries or {}
-        found = next((entries[key] for key in _MOE_KEYS if key in entries), None)
-        if found is not None:
-            message = f"this is a plan for a mixture of experts (it has {found.key!r})"
-            self.problems.add(message, found.origin, "this version supports merge plans only")
-            self.problems.raise_if_any()
-
-    def _given(self, mapping: Located, key: str) -> Entry | None:
-        """Return the entry of an optional key; null means that it is not set."""
-        entry = (mapping.entries or {}).get(key)
-        return None if entry is None or entry.value.value is None else entry
-
-    def _parameters(self, mapping: Located) -> Parameters:
-        entry = self._given(mapping, "parameters")
-        return {} if entry is None else read_parameters(entry, self.problems)
+    def _fields(self, mapping: Located) -> Fields:
+        return Fields(mapping, self.problems)
 
     def _base(self, mapping: Located) -> ModelRef | None:
-        entry = self._given(mapping, "base_model")
+        entry = self._fields(mapping).entry("base_model")
         return None if entry is None else read_model_ref(entry.value, self.problems)
-
-    def _dtype(self, key: str) -> DType | None:
-        entry = self._given(self.root, key)
-        return None if entry is None else read_dtype(entry, self.problems)
 
     def _method(self) -> tuple[str, Origin]:
         entry = (self.root.entries or {}).get("merge_method")
@@ -207,7 +216,9 @@ class _Reader:
         return entry.value.value, entry.origin
 
     def _inputs(self) -> tuple[tuple[Source, ...], tuple[Slice, ...]]:
-        models, slices, modules = (self._given(self.root, k) for k in ("models", "slices", "modules"))
+        if self.given is not None:
+            return self.given, ()
+        models, slices, modules = (self.fields.entry(k) for k in ("models", "slices", "modules"))
         if modules is not None:
             hint = "merge the language model alone, with models: or slices:"
             self.problems.add("'modules' is not supported by this version", modules.origin, hint)
@@ -224,28 +235,11 @@ class _Reader:
         return kept, tuple(part for part in parts if part is not None)
 
     def _list(self, entry: Entry | None, wants: str) -> tuple[Located, ...]:
-        if entry is None:
-            return ()
-        if entry.value.items is None:
-            message = f"{entry.key} must be a list, not {entry.value.kind()}"
-            self.problems.add(message, entry.origin, f"start each item with a dash: - {wants}")
-        elif not entry.value.items:
-            self.problems.add(f"{entry.key} is empty", entry.origin, f"add {wants}")
-        return entry.value.items or ()
-
-    def _mapping(self, item: Located, keys: tuple[str, ...], what: str) -> bool:
-        """Check that an item is a mapping with only known keys."""
-        if item.entries is None:
-            hint = f"write {keys[0]}: …, and the other keys below it"
-            self.problems.add(f"{what} must be a mapping, not {item.kind()}", item.origin, hint)
-            return False
-        check_keys(item, keys, what, self.problems)
-        return True
+        return () if entry is None else read_elements(entry, wants, self.problems)
 
     def _source(self, item: Located, *, sliced: bool) -> Source | None:
-        what = "a source" if sliced else "a model"
-        keys = ("model", "layer_range", "parameters") if sliced else ("model", "parameters")
-        if not self._mapping(item, keys, what):
+        what, section = ("a source", schema.SLICE_SOURCE) if sliced else ("a model", schema.SOURCE)
+        if not read_mapping(item, section.names, what, self.problems):
             return None
         entries = item.entries or {}
         model = None
@@ -259,12 +253,11 @@ class _Reader:
         elif sliced:
             hint = "add layer_range: [start, end]"
             self.problems.add("a source needs the key 'layer_range'", item.origin, hint)
-        parameters = self._parameters(item)
+        parameters = self._fields(item).parameters()
         return None if model is None else Source(model, layers, parameters, item.origin)
 
     def _slice(self, item: Located) -> Slice | None:
-        keys = ("sources", "base_model", "parameters", "residual_weight")
-        if not self._mapping(item, keys, "a slice"):
+        if not read_mapping(item, schema.SLICE.names, "a slice", self.problems):
             return None
         entry = (item.entries or {}).get("sources")
         if entry is None:
@@ -273,10 +266,10 @@ class _Reader:
         sources = tuple(source for source in read if source is not None)
         self._refuse_repeats(sources, "a slice")
         self._compare_lengths(sources)
-        residual = self._given(item, "residual_weight")
+        residual = self._fields(item).entry("residual_weight")
         if residual is not None:
             self.notes.append(f"{residual.origin}: residual_weight has no effect; no merge method uses it")
-        return Slice(sources, self._base(item), self._parameters(item), item.origin)
+        return Slice(sources, self._base(item), self._fields(item).parameters(), item.origin)
 
     def _refuse_repeats(self, sources: tuple[Source, ...], where: str) -> None:
         seen: dict[ModelRef, Source] = {}
@@ -299,7 +292,7 @@ class _Reader:
                 self.problems.add(message, source.origin, "give every source the same number of layers")
 
     def _raw(self, key: str, wants: str, *types: type) -> RawValue | None:
-        entry = self._given(self.root, key)
+        entry = self.fields.entry(key)
         if entry is None:
             return None
         if not isinstance(entry.value.value, types):
@@ -310,7 +303,7 @@ class _Reader:
 
     def _tokenizer(self) -> RawValue | None:
         raw = self._raw("tokenizer", "a mapping", dict)
-        entry, source = (self._given(self.root, k) for k in ("tokenizer", "tokenizer_source"))
+        entry, source = (self.fields.entry(k) for k in ("tokenizer", "tokenizer_source"))
         if raw is None or entry is None:
             return None
         if source is not None:
@@ -318,33 +311,10 @@ class _Reader:
             message = "tokenizer_source and tokenizer cannot both be given"
             self.problems.add(message, second, "remove one of them")
         check_keys(entry.value, ("source", "tokens", "pad_to_multiple_of"), "tokenizer", self.problems)
-        tokens = self._given(entry.value, "tokens")
+        tokens = self._fields(entry.value).entry("tokens")
         if tokens is not None and tokens.value.entries is None:
             message = f"tokens must be a mapping, not {tokens.value.kind()}"
             self.problems.add(message, tokens.origin, "write TOKEN: {source: …}")
         for token in (tokens.value.entries or {}).values() if tokens is not None else ():
-            self._mapping(token.value, ("source", "force"), f"the token {token.key!r}")
+            read_mapping(token.value, ("source", "force"), f"the token {token.key!r}", self.problems)
         return raw
-
-    def _seed(self) -> int | None:
-        entry = self._given(self.root, "seed")
-        if entry is None:
-            return None
-        seed = entry.value.value
-        if type(seed) is int and 0 <= seed < 2**63:
-            return seed
-        self.problems.add("seed must be an integer from 0 to 2^63 - 1", entry.origin, "for example seed: 1")
-        return None
-
-    def _unmatched(self) -> Unmatched:
-        entry = self._given(self.root, "unmatched")
-        choices: tuple[Unmatched, ...] = get_args(Unmatched)
-        if entry is None:
-            return "error"
-        for choice in choices:
-            if entry.value.value == choice:
-                return choice
-        near = did_you_mean(str(entry.value.value), choices)
-        message = f"unmatched must be one of {', '.join(choices)}"
-        self.problems.add(message, entry.origin, near or "error refuses tensors that only some models have")
-        return "error"

@@ -114,11 +114,24 @@ def load_yaml(text: str, file: str, problems: Problems) -> Located:
     Raises:
         PlanError: the text is not YAML, is empty, has several documents, or is too large or too deep.
     """
+    return _load(text, file, problems, several=False)[0]
+
+
+def load_documents(text: str, file: str, problems: Problems) -> tuple[Located, ...]:
+    """Return all YAML documents in `text`, at least one; lines count from the top of the file.
+
+    Raises:
+        PlanError: the text is not YAML, is empty, or is too large or too deep.
+    """
+    return _load(text, file, problems, several=True)
+
+
+def _load(text: str, file: str, problems: Problems, *, several: bool) -> tuple[Located, ...]:
     if len(text) > MAX_CHARACTERS:
         message = f"the plan has {len(text):,} characters; at most {MAX_CHARACTERS:,} are read"
         _fail(message, Origin(file, 1), "a plan is far smaller; is this the right file?")
     try:
-        return _Builder(text, file, problems).document()
+        return _Builder(text, file, problems).documents(several=several)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark is not None else 1
@@ -160,21 +173,22 @@ class _Builder:
         self.anchors: dict[str, Located] = {}
         self.total = 0
 
-    def document(self) -> Located:
+    def documents(self, *, several: bool) -> tuple[Located, ...]:
+        found: list[Located] = []
         self._next()  # stream start
-        start = self._next()
-        if not isinstance(start, yaml.DocumentStartEvent):
+        while isinstance(start := self._next(), yaml.DocumentStartEvent):
+            if found and not several:
+                _fail(
+                    "the file holds more than one YAML document",
+                    self._origin(start),
+                    "only plans for a mixture of experts have stages; make one file for each merge",
+                )
+            self.anchors = {}  # an anchor is known in its own document only
+            found.append(self._value(self._next(), 0))
+            self._next()  # document end
+        if not found:
             _fail("the plan is empty", Origin(self.file, 1), "a plan has at least merge_method and models")
-        root = self._value(self._next(), 0)
-        self._next()  # document end
-        after = self._next()
-        if not isinstance(after, yaml.StreamEndEvent):
-            _fail(
-                "the file holds more than one YAML document",
-                self._origin(after),
-                "plans of several stages are not supported by this version; make one file for each",
-            )
-        return root
+        return tuple(found)
 
     def _next(self) -> Any:
         return self.loader.get_event()  # type: ignore[no-untyped-call]
@@ -239,6 +253,7 @@ class _Builder:
     def _mapping(self, origin: Origin, depth: int) -> Located:
         own: dict[str, Entry] = {}
         merged: dict[str, Entry] = {}
+        numbered: list[Entry] = []
         for event in self._until(yaml.MappingEndEvent):
             is_merge = isinstance(event, yaml.ScalarEvent) and event.value == "<<" and event.implicit[0]
             key = self._value(event, depth + 1)
@@ -246,17 +261,33 @@ class _Builder:
             value = self._value(self._next(), depth + 1)
             if is_merge:
                 self._merge(value, at, merged)
+            elif type(key.value) is int and str(key.value) == event.value:
+                numbered.append(Entry(event.value, value, at))
             elif not isinstance(key.value, str):
                 written = f" {event.value!r}" if isinstance(event, yaml.ScalarEvent) else ""
-                self.problems.add(f"the key{written} is {key.kind()}, not a string", at, "quote it")
-            elif key.value in own:
-                first = own[key.value].origin.line
-                message = f"the key {key.value!r} is set twice (first on line {first})"
-                self.problems.add(message, at, "remove one of them")
+                self._refuse_key(written, key, at)
             else:
-                own[key.value] = Entry(key.value, value, at)
+                self._set(own, Entry(key.value, value, at))
+        # A table by number, such as one of layers, has only numbers for keys; elsewhere one is a slip.
+        table = not merged and all(key.isdecimal() for key in own)
+        for entry in numbered:
+            if table:
+                self._set(own, entry)
+            else:
+                self._refuse_key(f" {entry.key!r}", Located(int(entry.key), entry.origin), entry.origin)
         entries = {**merged, **own}
         return Located(entries, origin, 1 + sum(1 + e.value.size for e in entries.values()))
+
+    def _refuse_key(self, written: str, key: Located, at: Origin) -> None:
+        self.problems.add(f"the key{written} is {key.kind()}, not a string", at, "quote it")
+
+    def _set(self, own: dict[str, Entry], entry: Entry) -> None:
+        if entry.key in own:
+            first = own[entry.key].origin.line
+            message = f"the key {entry.key!r} is set twice (first on line {first})"
+            self.problems.add(message, entry.origin, "remove one of them")
+        else:
+            own[entry.key] = entry
 
     def _merge(self, value: Located, at: Origin, merged: dict[str, Entry]) -> None:
         """Take over the entries of a ``<<`` key; own keys, and earlier mappings, win."""

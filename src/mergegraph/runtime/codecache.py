@@ -17,16 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from mergegraph.kernels import fused
+from mergegraph.storage.files import cache_root
 
 
 def cache_dir() -> Path:
-    """``$MERGEGRAPH_CACHE``, else ``$XDG_CACHE_HOME/mergegraph``, else ``~/.cache/mergegraph``."""
-    root = os.environ.get("MERGEGRAPH_CACHE") or os.path.join(
-        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "mergegraph"
-    )
+    """Where generated code lies: a folder of the user's cache for this version of the kernels."""
     files = sorted(Path(fused.__file__).parent.glob("fused*.py"))
     kernels = b"".join(file.read_bytes() for file in files) + fused.VERSION.encode()
-    return Path(root) / "kernels" / blake2b(kernels, digest_size=6).hexdigest()
+    return cache_root() / "kernels" / blake2b(kernels, digest_size=6).hexdigest()
 
 
 def load_source(source: str) -> Callable[..., Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 Stage = Literal["read", "compute", "write"]
 
@@ -27,6 +27,7 @@ class RunReport:
         bound: the stage that took most.
         nonfinite: number of NaN or infinite elements by computed output tensor, where there are any.
         resumed: tensors taken over from an interrupted run.
+        routers: what is known of router rows that were computed from prompts, layer by layer.
     """
 
     out: Path
@@ -47,6 +48,15 @@ class RunReport:
     resumed: int
     device: str
     threads: int
+    routers: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """Router rows are being computed from prompts: `done` of `total` tokens have passed a layer."""
+
+    done: int
+    total: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,5 +85,5 @@ class Finished:
     report: RunReport
 
 
-Event = Started | Advanced | Finished
+Event = Routing | Started | Advanced | Finished
 OnEvent = Callable[[Event], None]

@@ -18,6 +18,7 @@ from mergegraph.checkpoint.view import View, view_text
 from mergegraph.kernels.reduction import Array
 from mergegraph.runtime.codecache import load_source
 from mergegraph.runtime.progress import Job, JobResult, Progress, Tally
+from mergegraph.runtime.readahead import ReadAhead
 from mergegraph.runtime.tilecode import tile_source
 from mergegraph.runtime.tiles import PhaseFunction, argument_dtypes, copy_tile, generated, warm_up
 from mergegraph.runtime.workers import Batch, Failure, Outcome, Pool, Work, Worker, checksum
@@ -65,8 +66,9 @@ def execute(
     todo = [p for p in schedule.programs if not _already_done(p, writer, journal, outcomes, on_progress)]
     tables = {device: phase_functions(todo, device) for device in dict.fromkeys(devices)}
     names = [devices[i % len(devices)] for i in range(schedule.workers)]
-    coordinator = _Coordinator(schedule, iter(todo), journal, outcomes, on_progress)
-    with Pool([Worker(reader, writer, tables[name]) for name in names]) as pool:
+    workers = [Worker(reader, writer, tables[name]) for name in names]
+    with ReadAhead(todo, reader) as ahead, Pool(workers) as pool:
+        coordinator = _Coordinator(schedule, iter(todo), journal, outcomes, on_progress, ahead)
         try:
             coordinator.run(pool, JOBS_PER_WORKER * len(names))
         except BaseException:
@@ -110,7 +112,9 @@ class _Coordinator:
         journal: Journal,
         outcomes: Outcomes,
         on_progress: OnProgress,
+        ahead: ReadAhead,
     ) -> None:
+        self._ahead = ahead
         self._tile = schedule.tile
         self._small = JOB_TILES * schedule.tile
         self._programs = programs
@@ -142,9 +146,10 @@ class _Coordinator:
 
     def _next(self) -> Work | None:
         if self._ready:
-            return self._ready.popleft()
+            return self._job()
         batch = self._batch()
         if batch:
+            self._ahead.reached(batch[0].program)
             return batch
         program = self._take()
         if program is None:
@@ -152,7 +157,13 @@ class _Coordinator:
         progress = Progress(program, self._tile)
         self._running[id(program)] = progress
         self._ready.extend(progress.start())
-        return self._ready.popleft()
+        return self._job()
+
+    def _job(self) -> Job:
+        job = self._ready.popleft()
+        if job.phase is job.program.phases[0]:
+            self._ahead.reached(job.program, job.begin / job.program.spec.numel)
+        return job
 
     def _batch(self) -> Batch:
         """The next run of small programs, up to one job's worth of elements."""

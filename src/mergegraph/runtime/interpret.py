@@ -27,12 +27,17 @@ def interpreted(phase: Phase, device: str) -> PhaseFunction:
 
     def function(tile: Tile, _: Arena) -> int:
         values: dict[bytes, Any] = dict(tile.job.values)
+        rows = slice(tile.begin // phase.unit, (tile.begin + tile.count) // phase.unit)
+        for node in phase.known_rows:
+            values[node.key] = torch.from_numpy(tile.job.values[node.key][rows]).to(device)
         for load, raw in zip(phase.loads, tile.inputs, strict=True):
             values[load.key] = _shaped(torch.from_numpy(raw).view(_TORCH[load.spec.dtype]), load, phase).to(
                 device
             )
         for node in phase.body:
             values[node.key] = _apply(node, values, tile)
+        for node in phase.kept:
+            tile.job.values[node.key][rows] = values[node.key].cpu().numpy()
         for reduction, state in zip(phase.reductions, tile.states, strict=True):
             _fold(reduction, values, state, phase.chunk, tile.begin)
         return _store(phase, values, tile)

@@ -103,6 +103,8 @@ class Progress:
         phase = self.program.phases[self.level]
         for node in phase.small:
             self.values[node.key] = self._evaluate(node)
+        for node in phase.kept:
+            self.values[node.key] = np.empty(node.spec.shape)  # every tile fills in its own rows
         numel = self.program.spec.numel
         self.states = [_state(r, numel, phase) for r in phase.reductions]
         jobs = list(self._jobs(phase, numel))

@@ -33,7 +33,8 @@ from mergegraph.kernels.fused_folds import (
     fold_columns, fold_gram, fold_histogram32, fold_histogram64, fold_histogram_within32,
     fold_histogram_within64, fold_l1, fold_nonzero, fold_overlap, fold_squares,
 )
-from mergegraph.kernels.fused_rows import row_arc, row_divergence, row_ranks32, row_ranks64, row_stock
+from mergegraph.kernels.fused_ranks import row_drop32, row_drop64
+from mergegraph.kernels.fused_rows import row_arc, row_divergence, row_stock
 
 """
 
@@ -51,10 +52,11 @@ def row_real(node: Node) -> Real:
 def tile_source(phase: Phase) -> str:
     """Return the module text whose ``run`` computes `phase` on one tile.
 
-    ``run(n, at, begin, columns, chunk, x0…, p0…, [rb0, ro0…], [s0, b0…] | [out])``: n elements, the first
-    of which is number `at` of the tensor and `begin` of the piece; the row length and chunk of phases that
-    work on rows or columns; the loads; the statistics as float64 or int64 arrays; for each ROWWISE op a
-    block and a result; for each reduction its state rows and a block; or the output. It returns the
+    ``run(n, at, begin, columns, chunk, x0…, p0…, [k0…], [rb0, ro0…], [s0, b0…] | [out])``: n elements, the
+    first of which is number `at` of the tensor and `begin` of the piece; the row length and chunk of phases
+    that work on rows or columns; the loads; the statistics as float64 or int64 arrays; where to keep numbers
+    of rows (of these, and of those kept before, the first row is the tile's); for each ROWWISE op a block and
+    a result; for each reduction its state rows and a block; or the output. It returns the
     number of non-finite elements written.
     """
     return _HEADER + "@jit\n" + "\n".join(_Writer(phase).lines()) + "\n"
@@ -79,12 +81,13 @@ class _Writer:
         phase = self.phase
         names = ["n", "at", "begin", "columns", "chunk"]
         names += [f"x{i}" for i in range(len(phase.loads))] + [f"p{i}" for i in range(len(phase.stats))]
+        names += [f"k{i}" for i in range(len(phase.kept))]
         names += [f"{kind}{i}" for i in range(len(phase.rows)) for kind in ("rb", "ro")]
         names += [f"{kind}{i}" for i in range(len(phase.reductions)) for kind in ("s", "b")]
         yield f"def run({', '.join([*names, *(['out'] if phase.result is not None else [])])}):"
         yield from _indented(self._hoisted())
         yield "    bad = 0"
-        yield from _indented(self._by_rows() if phase.rows else self._by_blocks())
+        yield from _indented(self._by_rows() if phase.by_rows else self._by_blocks())
         yield "    return bad"
 
     def _by_blocks(self) -> Iterator[str]:
@@ -114,6 +117,9 @@ class _Writer:
     def _by_rows(self) -> Iterator[str]:
         yield "m = columns"
         yield "for lo in range(0, n, columns):"
+        for known in self.phase.known_rows:
+            name = self.names[known.key]
+            yield from _indented(_numbers(name, f"{name}[lo // columns]", known))
         for r, row in enumerate(self.phase.rows):
             yield from _indented(self._row(r, row))
         yield from _indented(self._folds("chunk"))
@@ -130,15 +136,23 @@ class _Writer:
             yield f"    rb{r}[{k}, j] = {real.type}({self._value(operand)})"
         stats = [f"{self.names[x.key]}f64_{i}" for x in row.inputs if x.is_stat for i in range(x.spec.numel)]
         function = row.op.row.format(width=64 if real is _F64 else 32)
-        yield f"{function}({', '.join([f'rb{r}', 'm', f'ro{r}', *stats])})"
+        first = ["at + lo"] if row.op.indexed else []
+        yield f"{function}({', '.join([f'rb{r}', 'm', f'ro{r}', *first, *stats])})"
+        if row in self.phase.kept:
+            yield f"k{self.phase.kept.index(row)}[lo // columns] = ro{r}"
         if row.is_row:
-            for kind in ("f32", "f64"):
-                yield from (f"ro{r}{kind}_{i} = {kind}(ro{r}[{i}])" for i in range(row.spec.shape[1]))
+            yield from _numbers(f"ro{r}", f"ro{r}", row)
 
     def _folds(self, chunk: str) -> Iterator[str]:
-        """One loop per operand into a block (so that each vectorises), then the fold."""
+        """One loop per operand into a block (so that each vectorises), then the fold.
+
+        Folds of the same operands, as those that look for several quantiles, share the first one's block.
+        """
+        filled: dict[tuple[bytes, ...], str] = {}
         for r, reduction in enumerate(self.phase.reductions):
-            for k, operand in enumerate(x for x in reduction.inputs if not x.is_stat):
+            operands = tuple(x for x in reduction.inputs if not x.is_stat)
+            block = filled.setdefault(tuple(x.key for x in operands), f"b{r}")
+            for k, operand in enumerate(operands if block == f"b{r}" else ()):
                 yield "for j in range(m):"
                 yield from _indented(self._element(operand, "lo + j"))
                 yield f"    b{r}[{k}, j] = {self._value(operand)}"
@@ -146,7 +160,7 @@ class _Writer:
             several = kernel.per_chunk and kernel.chunks(reduction.attributes) == 1
             row = f"lo // {chunk}" if several else "0"
             stats = [self.names[x.key] for x in reduction.inputs if x.is_stat]
-            yield kernel.code(f"b{r}", "m", f"s{r}[{row}]", stats, reduction.attributes)
+            yield kernel.code(block, "m", f"s{r}[{row}]", stats, reduction.attributes)
 
     def _write(self, root: Node, index: str) -> Iterator[str]:
         # A final cast is the store itself.
@@ -198,6 +212,12 @@ class _Writer:
             for kind in ("f32", "f64"):
                 if (stat.key, kind) in used and stat.spec.dtype is not DType.I64:
                     yield from (f"p{i}{kind}_{j} = {kind}(p{i}[{j}])" for j in range(stat.spec.numel))
+
+
+def _numbers(name: str, source: str, row: Node) -> Iterator[str]:
+    """Statements that make the numbers of one row locals, once per float type."""
+    for kind in ("f32", "f64"):
+        yield from (f"{name}{kind}_{i} = {kind}({source}[{i}])" for i in range(row.spec.shape[1]))
 
 
 def _indented(lines: Iterable[str], by: int = 4) -> Iterator[str]:

@@ -85,7 +85,8 @@ def copy_tile(tile: Tile, _: Arena) -> int:
 def generated(phase: Phase, run: Callable[..., Any]) -> PhaseFunction:
     """Wrap the compiled function of `phase`; see `mergegraph.runtime.tilecode.tile_source`."""
     inputs = [STORAGE[load.spec.dtype] for load in phase.loads]
-    stats = [stat.key for stat in phase.stats]
+    stats = [(stat.key, stat.is_row) for stat in phase.stats]
+    kept = [node.key for node in phase.kept]
     folds = [(f"block{i}", arity(r), STORAGE[block_dtype(r)]) for i, r in enumerate(phase.reductions)]
     result = STORAGE[phase.result.spec.dtype] if phase.result is not None else None
     columns, chunk = phase.columns, phase.chunk
@@ -93,13 +94,15 @@ def generated(phase: Phase, run: Callable[..., Any]) -> PhaseFunction:
     def function(tile: Tile, arena: Arena) -> int:
         args: list[Any] = [tile.count, tile.begin, tile.begin, columns, chunk]
         args += [raw.view(dtype) for raw, dtype in zip(tile.inputs, inputs, strict=True)]
-        args += [tile.job.values[key] for key in stats]
-        for i, row in enumerate(phase.rows):
+        row = tile.begin // max(columns, 1)
+        args += [tile.job.values[key][row:] if is_row else tile.job.values[key] for key, is_row in stats]
+        args += [tile.job.values[key][row:] for key in kept]
+        for i, node in enumerate(phase.rows):
             args += [
-                _block(arena, f"row{i}", arity(row), columns, row_dtype(row)),
-                _row_result(arena, i, row, columns),
+                _block(arena, f"row{i}", arity(node), columns, row_dtype(node)),
+                _row_result(arena, i, node, columns),
             ]
-        width = max(fused.BLOCK, columns) if phase.rows else fused.BLOCK
+        width = max(fused.BLOCK, columns) if phase.by_rows else fused.BLOCK
         for (name, rows, dtype), state in zip(folds, tile.states, strict=True):
             args += [state, _block(arena, name, rows, width, dtype)]
         if tile.output is not None:
@@ -142,6 +145,7 @@ def warm_up(phase: Phase, run: Callable[..., Any]) -> None:
         np.zeros([max(1, x) for x in s.spec.shape], np.int64 if s.spec.dtype is DType.I64 else np.float64)
         for s in phase.stats
     ]
+    args += [np.zeros((1, n.spec.shape[1])) for n in phase.kept]
     arena = Arena()
     for i, row in enumerate(phase.rows):
         args += [_block(arena, f"row{i}", arity(row), 1, row_dtype(row)), _row_result(arena, i, row, 1)]

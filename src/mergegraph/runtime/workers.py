@@ -13,6 +13,7 @@ from functools import partial
 from queue import SimpleQueue
 from threading import Thread
 from time import perf_counter
+from typing import Protocol
 
 import numpy as np
 
@@ -21,9 +22,7 @@ from mergegraph.kernels.reduction import Array
 from mergegraph.runtime.progress import Job, JobResult, Progress, Tally
 from mergegraph.runtime.tiles import STORAGE, Arena, PhaseFunction, Tile, stored_value
 from mergegraph.schedule.memory import arity, state_rows
-from mergegraph.storage.reader import Reader
 from mergegraph.storage.strided import read_view, write_view
-from mergegraph.storage.writer import OutputWriter
 
 Batch = tuple[Progress, ...]
 """Small programs that a worker drives from start to end by itself."""
@@ -40,10 +39,24 @@ Work = Job | Batch
 Outcome = JobResult | Batch | Failure
 
 
+class Reads(Protocol):
+    """Where tensor bytes come from: the input files."""
+
+    def read_into(self, source: str, tensor: str, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` with the bytes of a tensor from `offset` on."""
+
+
+class Writes(Protocol):
+    """Where tensor bytes go: the output files, or memory."""
+
+    def write(self, tensor: str, offset: int, buffer: memoryview) -> None:
+        """Store `buffer` at byte `offset` of a tensor."""
+
+
 class Worker:
     """Executes jobs with its own buffers."""
 
-    def __init__(self, reader: Reader, writer: OutputWriter, functions: Mapping[int, PhaseFunction]) -> None:
+    def __init__(self, reader: Reads, writer: Writes, functions: Mapping[int, PhaseFunction]) -> None:
         self._reader = reader
         self._writer = writer
         self._functions = functions

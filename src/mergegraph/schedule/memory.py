@@ -26,6 +26,8 @@ OUTPUT_BYTES = 4000
 """What planning one output holds: names, entries, program, manifest row (measured, rounded up)."""
 ENTRY_BYTES = 600
 """What the index of one input tensor holds (measured, rounded up)."""
+TORCH_BYTES = 256 * 2**20
+"""What torch and its linear algebra take, where some phase is not generated code (measured, rounded up)."""
 COMPILER_BYTES = 120 * 2**20
 PHASE_BYTES = 2 * 2**20
 NODE_BYTES = 2**20
@@ -66,16 +68,18 @@ def arity(reduction: Node) -> int:
 
 def buffer_bytes(phase: Phase, out_bits: int, tile: int) -> int:
     """Tile buffers and scratch of one worker in `phase`."""
-    elements = tile_elements(phase, tile)
+    # A tensor that is needed as a whole is one tile, however large.
+    elements = phase.unit if phase.whole else tile_elements(phase, tile)
     bits = sum(load.spec.dtype.bits for load in phase.loads) + (out_bits if phase.result else 0)
     total = elements * bits // 8 + sum(arity(r) * BLOCK_BYTES for r in phase.reductions)
-    if phase.rows:
+    if phase.by_rows:
         # Blocks and results of one row each, in float64 at most.
         total += 8 * phase.unit * sum(arity(n) + 1 for n in (*phase.rows, *phase.reductions))
+        total += sum(n.workspace_bytes(phase.unit) for n in phase.rows if phase.generated)
     if not phase.generated:
         # Interpreted: every tile value of the phase may be alive at once, in its compute dtype.
         for node in (*phase.loads, *phase.body):
-            total += elements * (node.spec.dtype.compute.bits // 8 + node.op.workspace)
+            total += elements * node.spec.dtype.compute.bits // 8 + node.workspace_bytes(elements)
     return total
 
 
@@ -93,7 +97,7 @@ def program_bytes(program: Program, tile: int, workers: int) -> int:
     worker = max(buffer_bytes(p, bits, tile) for p in program.phases)
     jobs = max(state_bytes(p, job_elements(p, tile, JOB_TILES)) for p in program.phases)
     held = max(2 * state_bytes(p, program.spec.numel) for p in program.phases)
-    held += sum(n.spec.nbytes for p in program.phases for n in (*p.small, *p.reductions))
+    held += sum(n.spec.nbytes for p in program.phases for n in (*p.small, *p.reductions, *p.kept))
     return workers * (worker + JOBS_PER_WORKER * (jobs + held))
 
 
@@ -119,10 +123,11 @@ def fit(programs: Iterable[Program], threads: int, budget: int, graph_bytes: int
 
 
 def code_bytes(programs: Iterable[Program]) -> int:
-    """What compiling and loading the generated code of `programs` takes at most."""
+    """What compiling and loading the code of `programs` takes at most, torch included where they need it."""
     phases = {_structure(p): p for program in programs for p in program.phases if not program.raw}
     nodes = sum(len(p.body) + len(p.reductions) for p in phases.values())
-    return COMPILER_BYTES + PHASE_BYTES * len(phases) + NODE_BYTES * nodes
+    interpreted = any(not phase.generated for phase in phases.values())
+    return COMPILER_BYTES + PHASE_BYTES * len(phases) + NODE_BYTES * nodes + TORCH_BYTES * interpreted
 
 
 def _structure(phase: Phase) -> object:

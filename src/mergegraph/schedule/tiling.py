@@ -2,13 +2,14 @@
 
 A phase streams tiles: it reads the tile of every source, runs its ops on it, then folds into
 reductions or writes the result. What a later phase needs again is recomputed from the sources,
-never stored, so memory does not grow with the tensor.
+never stored, so memory does not grow with the tensor. Numbers of long rows are the exception: they are
+few, and cost more than all else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Container, Iterable
+from dataclasses import dataclass, replace
 
 from mergegraph.checkpoint.view import View
 from mergegraph.errors import GraphError
@@ -16,6 +17,9 @@ from mergegraph.graph.graph import Graph, Output, SourceTensor
 from mergegraph.graph.node import Locality, Node, walk
 from mergegraph.kernels.reduction import CHUNK
 from mergegraph.tensorspec import TensorSpec
+
+LONG_ROW = 64
+"""Elements of a row from which on its numbers are kept for later phases: then they are few."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +30,10 @@ class Phase:
         small: SMALL nodes to evaluate before it, in order; their operands are known by then.
         loads: sources to read tile by tile.
         body: ops on tiles, operands before users.
-        stats: statistics that body and reductions use.
+        stats: statistics that body and reductions use, and numbers of rows that an earlier phase kept.
         reductions: REDUCE nodes to fold.
         result: the node to write (last phase only).
+        kept: ROWWISE ops of the body whose numbers later phases use.
     """
 
     small: tuple[Node, ...]
@@ -37,6 +42,7 @@ class Phase:
     stats: tuple[Node, ...]
     reductions: tuple[Node, ...]
     result: Node | None
+    kept: tuple[Node, ...] = ()
 
     @property
     def generated(self) -> bool:
@@ -44,7 +50,7 @@ class Phase:
 
         Its loops run over blocks, rows or columns, so an op by column must be the only such thing.
         """
-        if any(n.op.by_column for n in self.body) and (self.rows or self.reductions):
+        if any(n.op.by_column for n in self.body) and (self.by_rows or self.reductions):
             return False
         return all(n.op.scalar is not None or n.op.row for n in self.body)
 
@@ -54,18 +60,32 @@ class Phase:
         return tuple(n for n in self.body if n.op.locality is Locality.ROWWISE)
 
     @property
+    def known_rows(self) -> tuple[Node, ...]:
+        """Those of `stats` that are numbers of rows."""
+        return tuple(n for n in self.stats if n.is_row)
+
+    @property
+    def by_rows(self) -> bool:
+        """Whether ops see whole rows, or elements meet the numbers of their row."""
+        return bool(self.rows or self.known_rows)
+
+    @property
+    def whole(self) -> bool:
+        """Whether some op needs the whole tensor at once."""
+        return any(n.op.locality is Locality.WHOLE for n in self.body)
+
+    @property
     def shaped(self) -> bool:
         """Whether some op needs rows or the whole tensor, and so sees tiles in their own shape."""
-        return any(n.op.locality in (Locality.ROWWISE, Locality.WHOLE) for n in self.body)
+        return self.whole or self.by_rows
 
     @property
     def unit(self) -> int:
         """Tiles must be multiples of this many elements: 1, a row, or the whole tensor."""
-        localities = [n.op.locality for n in self.body]
         spec = self.loads[0].spec
-        if Locality.WHOLE in localities:
+        if self.whole:
             return max(1, spec.numel)
-        if Locality.ROWWISE in localities:
+        if self.by_rows:
             return max(1, spec.shape[-1] if spec.shape else 1)
         return 1
 
@@ -172,13 +192,17 @@ def cut(result: Node) -> tuple[Phase, ...]:
     """Cut the expression of `result` at its reductions."""
     order = list(walk([result]))
     ready = _ready(order)
-    phases = []
+    phases: list[Phase] = []
+    known: set[bytes] = set()
+    kept = not any(n.op.locality is Locality.WHOLE for n in order)
     for level in range(ready[result.key] + 1):
         reductions = tuple(n for n in order if n.op.locality is Locality.REDUCE and ready[n.key] == level + 1)
         final = result if ready[result.key] == level else None
         small = tuple(n for n in order if n.op.locality is Locality.SMALL and ready[n.key] == level)
-        phases.append(_phase(small, reductions, final))
-    return tuple(phases)
+        phases.append(_phase(small, reductions, final, known))
+        known |= {n.key for n in phases[-1].rows if kept and n.is_row and phases[-1].unit >= LONG_ROW}
+    used = {n.key for phase in phases for n in phase.known_rows}
+    return tuple(replace(p, kept=tuple(n for n in p.rows if n.key in used)) for p in phases)
 
 
 def _ready(order: list[Node]) -> dict[bytes, int]:
@@ -190,12 +214,14 @@ def _ready(order: list[Node]) -> dict[bytes, int]:
     return ready
 
 
-def _phase(small: tuple[Node, ...], reductions: tuple[Node, ...], final: Node | None) -> Phase:
-    """Collect the loads and tile ops that `reductions` and `final` need."""
+def _phase(
+    small: tuple[Node, ...], reductions: tuple[Node, ...], final: Node | None, known: Container[bytes]
+) -> Phase:
+    """Collect the loads and tile ops that `reductions` and `final` need, but for rows already `known`."""
     roots = [x for n in reductions for x in n.inputs if not x.is_stat] + ([final] if final else [])
-    tiles = list(_tiles(roots))
+    tiles = list(_tiles(roots, known))
     users = [*(n for n in tiles if n.op.locality is not Locality.SOURCE), *reductions]
-    stats = {x.key: x for n in users for x in n.inputs if x.is_stat}
+    stats = {x.key: x for n in users for x in n.inputs if x.is_stat or x.key in known}
     return Phase(
         small=small,
         loads=tuple(n for n in tiles if n.op.locality is Locality.SOURCE),
@@ -206,8 +232,8 @@ def _phase(small: tuple[Node, ...], reductions: tuple[Node, ...], final: Node | 
     )
 
 
-def _tiles(roots: list[Node]) -> Iterable[Node]:
-    """Walk down from `roots` through tile operands only, operands before users, each once."""
+def _tiles(roots: list[Node], known: Container[bytes]) -> Iterable[Node]:
+    """Walk down from `roots` through tile operands that are not `known`, operands before users, each once."""
     seen: set[bytes] = set()
     stack = [(root, False) for root in reversed(roots)]
     while stack:
@@ -217,4 +243,5 @@ def _tiles(roots: list[Node]) -> Iterable[Node]:
         elif current.key not in seen:
             seen.add(current.key)
             stack.append((current, True))
-            stack.extend((x, False) for x in reversed(current.inputs) if not x.is_stat)
+            below = [x for x in current.inputs if not x.is_stat and x.key not in known]
+            stack.extend((x, False) for x in reversed(below))

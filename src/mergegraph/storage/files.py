@@ -85,6 +85,14 @@ def byte_view(buffer: Buffer) -> memoryview:
     return view.cast("B") if view.nbytes else memoryview(b"")
 
 
+def cache_root() -> Path:
+    """The user's cache: ``$MERGEGRAPH_CACHE``, ``$XDG_CACHE_HOME/mergegraph`` or ``~/.cache/mergegraph``."""
+    chosen = os.environ.get("MERGEGRAPH_CACHE")
+    if chosen:
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "mergegraph")
+
+
 def existing_parent(path: Path) -> Path:
     """Return `path` itself if it exists, else the nearest directory above it that does."""
     path = Path(os.path.realpath(path))

@@ -1,0 +1,80 @@
+"""Drawing neurons anew: see `mergegraph.ops.upcycling`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from mergegraph.kernels.reduction import Array
+
+Tensor = Any
+_GOLDEN, _MIX1, _MIX2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+_ALL = 2**64 - 1
+
+
+def numbers(stream: Array, count: int) -> Array:
+    """The first `count` numbers of a stream: those of `mergegraph.kernels.random`, without torch."""
+    key = ((int(stream[0]) << 24) | int(stream[1])) + _GOLDEN
+    start = int(_mixed(np.array([key & _ALL], dtype=np.uint64))[0])
+    index = np.arange(1, count + 1, dtype=np.uint64)
+    found: Array = (_mixed(np.uint64(start) + index * np.uint64(_GOLDEN)) >> np.uint64(40)).astype(np.float64)
+    return found * 2.0**-24
+
+
+def _mixed(z: Array) -> Array:
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(_MIX1)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(_MIX2)
+    found: Array = z ^ (z >> np.uint64(31))
+    return found
+
+
+def lowest(stream: Array, *, count: int, keep: int) -> Array:
+    """The `keep`-th lowest number and its place; below all of them if none is to be kept.
+
+    Of equal numbers, which occur among many of 24 bits, the first is the lowest.
+    """
+    if keep < 1:
+        return np.array([-1.0, -1.0])
+    drawn = numbers(stream, count)
+    place = np.argsort(drawn, kind="stable")[keep - 1]
+    return np.array([drawn[place], float(place)])
+
+
+def moments(gram: Array) -> Array:
+    """Mean and standard deviation from ``[[Σx², Σx], [Σx, n]]``."""
+    count = max(float(gram[1, 1]), 1.0)
+    mean = float(gram[0, 1]) / count
+    return np.array([mean, np.sqrt(max(0.0, float(gram[0, 0]) / count - mean * mean))])
+
+
+def neurons(x: Tensor, limit: Array, stream: Array, *, width: int, down: bool, first: int = 0) -> Tensor:
+    """Whether each element's neuron is among those chosen, as ones and zeros."""
+    import torch
+
+    from mergegraph.kernels.random import uniform
+
+    index = torch.arange(first, first + x.numel(), device=x.device)
+    place = index % width if down else index // width
+    low, high = (int(place.min()), int(place.max()) + 1) if x.numel() else (0, 0)
+    drawn = uniform(stream, low, high - low, x.device).double()
+    number = drawn[place - low]
+    chosen = (number < float(limit[0])) | ((number == float(limit[0])) & (place <= int(limit[1])))
+    return chosen.to(x.dtype).reshape(x.shape)
+
+
+def inside(x: Tensor, chosen: Tensor) -> Tensor:
+    """X where `chosen` is not zero."""
+    import torch
+
+    return torch.where(chosen != 0, x, torch.zeros_like(x))
+
+
+def redraw(x: Tensor, chosen: Tensor, moments: Array, stream: Array, *, first: int = 0) -> Tensor:
+    """Normal numbers where `chosen` is not zero."""
+    import torch
+
+    from mergegraph.kernels.random import normal
+
+    z = normal(stream, first, x.numel(), x.device).reshape(x.shape).to(x.dtype)
+    return torch.where(chosen != 0, float(moments[0]) + float(moments[1]) * z, x)

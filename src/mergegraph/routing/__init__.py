@@ -1,0 +1,1 @@
+"""Prompts → router rows: what a mixture of experts routes by, before anything is trained."""
