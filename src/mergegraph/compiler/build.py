@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,6 +22,7 @@ from mergegraph.graph.simplify import simplify
 from mergegraph.ops import affine, cast, gate, load, noise, spread, stream
 from mergegraph.tensorspec import DType, TensorSpec
 
+_LAYER = re.compile(r"\.[0-9]+\.")
 _DOWN = ("down_proj.weight", "w2.weight", "output_linear.weight")
 
 
@@ -73,6 +75,7 @@ class Parts:
         router: where router rows come from.
         seed: of everything random.
         dtype: of the output, where loaders do not expect another.
+        origin: the line of the plan that names the base.
     """
 
     base: Model
@@ -83,6 +86,7 @@ class Parts:
     router: Router
     seed: int | None
     dtype: DType
+    origin: Origin
 
 
 @dataclass(slots=True)
@@ -100,25 +104,25 @@ class Building:
     def _output(self, tensor: OutTensor) -> Output:
         spec = TensorSpec(tensor.shape, tensor.dtype or self.parts.dtype)
         pieces: list[Piece] = []
-        for number, part in enumerate(tensor.parts):
+        for part in tensor.parts:
             try:
-                pieces += self._pieces(tensor, number, part, spec)
+                pieces += self._pieces(tensor, part, spec)
             except GraphError as error:
-                text = f"{tensor.name}: {error.message}"
-                self._problem(part, text)
+                self._problem(part, Problem(f"{tensor.name}: {error.message}", hint=error.hint))
         return Output(spec, tuple(pieces))
 
-    def _problem(self, part: Part | Fill | Gate, text: str) -> None:
-        where = None
+    def _problem(self, part: Part | Fill | Gate, problem: Problem) -> None:
+        """Note a problem at the line of its model, once for all layers."""
+        origin = self.parts.origin
         if isinstance(part, Part) and part.source.kind != "base":
-            where = str(self._adjust(part).origin)
-        if not any(
-            p.where == where and p.message.split(":")[1:] == text.split(":")[1:] for p in self.problems
-        ):
-            self.problems.append(Problem(text, where))
+            origin = self._adjust(part).origin
+        found = replace(problem, where=str(origin))
+        like = _LAYER.sub(".*.", found.message)
+        if not any(p.where == found.where and _LAYER.sub(".*.", p.message) == like for p in self.problems):
+            self.problems.append(found)
 
     def _pieces(
-        self, tensor: OutTensor, number: int, part: Part | Fill | Gate, spec: TensorSpec
+        self, tensor: OutTensor, part: Part | Fill | Gate, spec: TensorSpec
     ) -> Iterator[Piece]:
         if isinstance(part, Gate):
             yield from self._router(tensor, part, spec)
@@ -126,29 +130,26 @@ class Building:
             shape = spec.shape if part.place is None else (part.place.rows, part.place.columns)
             yield Piece(load(0, TensorSpec(shape, spec.dtype)), (filled(part.value),), place=part.place)
         else:
-            yield self._part(tensor, number, part, spec.dtype)
+            yield self._part(tensor, part, spec.dtype)
 
     # ---- parts of models -----------------------------------------------------------------------
 
-    def _part(self, tensor: OutTensor, number: int, part: Part, dtype: DType) -> Piece:
+    def _part(self, tensor: OutTensor, part: Part, dtype: DType) -> Piece:
         model, view, place = self._model(part), part.view, part.place
         (whole,) = model.outputs[part.tensor].parts
         if view is not None and isinstance(view.order, RowOrder) and whole.expression.op.name != "load":
             # Rows of what is computed are put in order as they are written.
-            ordered = replace(view, order=view.order.inverse)
-            if (
-                place is not None
-                or not replace(view, order=None).contiguous
-                or view.numel != math.prod(tensor.shape)
-            ):
+            if place is not None or view.numel != math.prod(tensor.shape) or view.row_step != view.columns:
                 raise GraphError(f"the rows of {part.tensor} of {model.name} cannot be put in order")
-            view, place = None, ordered
+            place = View(0, view.rows, view.columns, view.columns, 1, view.order.inverse)
+            view = replace(view, order=None)
+            view = None if view.numel == whole.expression.spec.numel else view
         piece = model.piece(part.tensor, view)
         if not piece.expression.spec.dtype.arithmetic:
             kind = piece.expression.spec.dtype.torch_name
             raise GraphError(f"{part.tensor} of {model.name} is {kind}: dequantise the model first")
         adjust = None if part.source.kind == "base" else self._adjust(part)
-        streams = self._streams(tensor, number, part, piece, adjust)
+        streams = self._streams(tensor, part, piece, adjust)
         key = (
             piece.expression.key,
             part.scale,
@@ -159,7 +160,7 @@ class Building:
         )
         if key not in self._templates:
             self._templates[key] = self._template(piece, part, adjust, dtype)
-        return Piece(self._templates[key], piece.sources, streams, place)
+        return Piece(self._templates[key], piece.sources, streams, place, piece.window)
 
     def _template(self, piece: Piece, part: Part, adjust: Adjust | None, dtype: DType) -> Node:
         x: Any = piece.expression
@@ -176,19 +177,21 @@ class Building:
         return simplify(cast(x, dtype=dtype.name))
 
     def _streams(
-        self, tensor: OutTensor, number: int, part: Part, piece: Piece, adjust: Adjust | None
+        self, tensor: OutTensor, part: Part, piece: Piece, adjust: Adjust | None
     ) -> tuple[tuple[float, float], ...]:
         if adjust is None or not (adjust.noise or adjust.drop):
             return piece.streams
         own = piece.streams or ((0.0, 0.0),) * len(piece.sources)
-        # The neurons that are drawn anew are the same in all three matrices of an expert.
+        # Named by layer, expert and matrix, as neither layout nor the place in a stack may matter; the
+        # neurons that are drawn anew are the same in all matrices of an expert.
         layer, _ = layer_and_suffix(tensor.name)
         seed, expert = self.parts.seed, f"{part.source.kind} {part.source.index}"
+        matrix = f"{expert} {layer_and_suffix(part.tensor)[1]} {part.view or ''}"
         return (
             *own,
-            stream_of(seed, tensor.name, f"noise {number}"),
+            stream_of(seed, layer, f"noise {matrix}"),
             stream_of(seed, layer, f"neurons {expert}"),
-            stream_of(seed, tensor.name, f"values {number}"),
+            stream_of(seed, layer, f"values {matrix}"),
         )
 
     def _model(self, part: Part) -> Model:
@@ -223,9 +226,10 @@ class Building:
         router = self.parts.router
         experts, hidden = spec.shape
         each = experts if router.repeat == 1 else 1
+        layer, _ = layer_and_suffix(tensor.name)
         for first in range(0, experts, each):
             zeros = load(0, TensorSpec((each, hidden), DType.F32))
-            stream_ = stream_of(self.parts.seed, tensor.name, f"router {first // router.repeat}")
+            stream_ = stream_of(self.parts.seed, layer, f"router {first // router.repeat}")
             if router.mode == "random":
                 rows = noise(zeros, router.size / router.temperature, stream(0))
             else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -51,9 +51,12 @@ class Model:
         if view is None:
             return whole
         if whole.expression.op.name != "load":
-            raise GraphError(
-                f"{self.name} is merged, and of its {tensor} only a part is wanted: merge it to a file first"
-            )
+            if not view.contiguous or whole.window is not None:
+                raise GraphError(
+                    f"{self.name} is merged, and its {tensor} is wanted in another order",
+                    hint="merge it to a file first",
+                )
+            return replace(whole, window=(view.offset, view.numel))
         (source,) = whole.sources
         inner = source.view
         if inner is not None:

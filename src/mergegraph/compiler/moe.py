@@ -127,6 +127,8 @@ def compile_moe(
             "architecture": plan.architecture_origin,
             "experts_per_token": plan.experts_per_token_origin,
             "gate_mode": plan.gate_origin,
+            "shared_experts": plan.architecture_origin,
+            "expert_layout": plan.expert_layout_origin,
         },
         otherwise=plan.base_origin,
         experts={
@@ -153,6 +155,7 @@ def _parts(plan: MoePlan, models: Mixture, seed: int | None) -> Parts:
         ),
         seed=seed,
         dtype=output_dtype(plan.out_dtype or plan.dtype, models.base.config, models.base.dense.tensors),
+        origin=plan.base_origin,
     )
 
 

@@ -68,6 +68,7 @@ def compile_upcycle(
         router=Router(plan.gate_mode, plan.router.std, plan.router.temperature, repeat=plan.granularity),
         seed=seed,
         dtype=output_dtype(plan.out_dtype or plan.dtype, model.config, model.dense.tensors),
+        origin=plan.model_origin,
     )
     request = Request(
         architecture=plan.architecture if isinstance(family, Obstacle) else family.name,
@@ -76,6 +77,7 @@ def compile_upcycle(
             "architecture": plan.architecture_origin,
             "gate_mode": plan.gate_origin,
             "base_model": plan.model_origin,
+            "expert_layout": plan.expert_layout_origin,
         },
         otherwise=plan.model_origin,
         notes=(*plan.notes, *notes),

@@ -41,10 +41,14 @@ def open_all(plan: AnyPlan, problems: Problems) -> Opened:
     """
     opened: dict[ModelRef, CheckpointIndex] = {}
     for ref in plan.referenced_models():
+        where = line_of(plan, ref) if isinstance(plan, MergePlan) else plan.origin_of(ref)
+        if not isinstance(plan, MergePlan) and _as_opened(ref).lora is not None:
+            message = f"LoRA adapters ({ref}) are not supported by this version"
+            problems.add(message, where, "merge the adapter into its model first")
+            continue
         try:
             opened[ref] = open_model(ref, plan.file)
         except CheckpointError as error:
-            where = line_of(plan, ref) if isinstance(plan, MergePlan) else plan.origin_of(ref)
             problems.add(f"model {ref}: {error.message}", where, error.hint, str(ref))
     return Opened(opened, _keys(opened))
 

@@ -50,6 +50,7 @@ class Session:
         self._baseline = baseline
         self._next_event = 0.0
         self._routers: dict[str, Any] | None = None
+        self._rows: str | None = None
 
     def run(self) -> RunReport:
         """Execute, write everything beside the weights, publish."""
@@ -89,6 +90,7 @@ class Session:
             fetched, self._devices[0], lambda done, total: self._on_event(Routing(done, total))
         )
         self._routers = {**artefact.report.as_dict(), "cached": artefact.cached}
+        self._rows = artefact.path.stem  # a digest of everything that decides them
         return {work.key: index}
 
     def _clear_strays(self, staging: Path) -> None:
@@ -115,6 +117,7 @@ class Session:
             "seed": compiled.seed,
             "backend": "cpu" if self._devices[0] == "cpu" else "cuda",
             "inputs": {model.key: input_stamps(model.index) for model in inputs},
+            "rows": self._rows,
         }
 
     def _write_sidecars(self, staging: Path, donor: Input, outcomes: Outcomes) -> None:

@@ -52,6 +52,7 @@ class Compiled:
         layout: files, offsets.
         schedule: order and memory.
         seed: of everything random.
+        expert_layout: what was asked for besides the plan.
         settings: the resolved parameters of an output tensor.
     """
 
@@ -67,6 +68,7 @@ class Compiled:
     layout: OutputLayout
     schedule: Schedule
     seed: int | None
+    expert_layout: ExpertLayout | None
     settings: Explainer
 
     @property
@@ -139,11 +141,12 @@ def compile_plan(
     problems = Problems()
     loaded, lock = read_file(plan, problems) if isinstance(plan, str | os.PathLike) else (plan, None)
     chosen = next((s for s in (seed, lock.seed if lock else None, loaded.seed) if s is not None), None)
-    resolved = resolve(loaded, problems, chosen, expert_layout)
+    layout = expert_layout or (lock.expert_layout if lock else None)
+    resolved = resolve(loaded, problems, chosen, layout)
     if lock is not None:
         _check_lock(lock, resolved.compiled.graph, resolved.inputs)
     limits = Limits(parse_bytes(memory), threads or cpu_count(), parse_bytes(shard_size))
-    return _scheduled(loaded, resolved, limits, chosen)
+    return _scheduled(loaded, resolved, limits, chosen, layout)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +158,9 @@ class Limits:
     shard: int
 
 
-def _scheduled(plan: AnyPlan, resolved: Resolved, limits: Limits, seed: int | None) -> Compiled:
+def _scheduled(
+    plan: AnyPlan, resolved: Resolved, limits: Limits, seed: int | None, expert_layout: ExpertLayout | None
+) -> Compiled:
     compiled, rows = resolved.compiled, resolved.rows
     layout = build_layout({n: o.spec for n, o in compiled.graph.outputs.items()}, limits.shard)
     indexes = {model.key: model.index for model in resolved.inputs.values()}
@@ -174,6 +179,7 @@ def _scheduled(plan: AnyPlan, resolved: Resolved, limits: Limits, seed: int | No
         layout=layout,
         schedule=schedule(compiled.graph, layout, indexes, threads=limits.threads, budget=limits.memory),
         seed=seed,
+        expert_layout=expert_layout,
         settings=resolved.settings,
     )
 
@@ -299,6 +305,7 @@ def write_lock(compiled: Compiled, path: str | os.PathLike[str]) -> Path:
         file=compiled.plan.file,
         plan=compiled.plan.text,
         seed=compiled.seed,
+        expert_layout=compiled.expert_layout,
         fingerprint=compiled.fingerprint,
         inputs=[{**input_record(m.index), "sample": _sample(m)} for m in compiled.inputs.values()],
         parameters=[a.as_dict() for a in compiled.report.parameters],

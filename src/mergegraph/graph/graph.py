@@ -53,12 +53,14 @@ class Piece:
 
     Elements are numbered within a piece. `streams` gives each slot its random stream, if the expression
     draws at random. `place` says where in the output the elements go; None: right after the piece before.
+    `window` (first element, count) is the part of the expression's elements that is wanted; None: all.
     """
 
     expression: Node
     sources: tuple[SourceTensor, ...]
     streams: tuple[tuple[float, float], ...] = ()
     place: View | None = None
+    window: tuple[int, int] | None = None
 
     def bound(self) -> Node:
         """The expression with its ``load`` nodes naming checkpoint tensors instead of slots."""
@@ -114,7 +116,7 @@ class Graph:
             digest.update(f"{name}\0{output.spec}\0".encode())
             for part in output.parts:
                 digest.update(part.expression.key)
-                digest.update(repr((part.sources, part.streams, part.place)).encode())
+                digest.update(repr((part.sources, part.streams, part.place, part.window)).encode())
         return digest.hexdigest()
 
     def tasks(self) -> Counter[str]:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mergegraph.errors import PlanError, Problem
+from mergegraph.plan.values import ExpertLayout
 
 
 class _Lock(BaseModel):
@@ -21,6 +22,7 @@ class _Lock(BaseModel):
     file: str
     plan: str
     seed: int | None
+    expert_layout: ExpertLayout | None = None
     fingerprint: str
     inputs: list[dict[str, Any]]
     parameters: list[dict[str, Any]]
@@ -36,6 +38,7 @@ class Lock:
     file: str
     plan: str
     seed: int | None
+    expert_layout: ExpertLayout | None
     fingerprint: str
     samples: dict[str, str]
 
@@ -46,6 +49,7 @@ def lock_text(
     file: str,
     plan: str,
     seed: int | None,
+    expert_layout: ExpertLayout | None,
     fingerprint: str,
     inputs: list[dict[str, Any]],
     parameters: list[dict[str, Any]],
@@ -57,6 +61,7 @@ def lock_text(
         file=file,
         plan=plan,
         seed=seed,
+        expert_layout=expert_layout,
         fingerprint=fingerprint,
         inputs=inputs,
         parameters=parameters,
@@ -81,4 +86,4 @@ def read_lock(text: str, file: str) -> Lock:
             ]
         ) from error
     samples = {str(record.get("name")): str(record.get("sample")) for record in lock.inputs}
-    return Lock(lock.file, lock.plan, lock.seed, lock.fingerprint, samples)
+    return Lock(lock.file, lock.plan, lock.seed, lock.expert_layout, lock.fingerprint, samples)

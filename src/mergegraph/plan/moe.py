@@ -91,6 +91,7 @@ class MoePlan(PlanFile):
     architecture_origin: Origin
     backbone: Backbone | None
     expert_layout: ExpertLayout | None
+    expert_layout_origin: Origin
 
     def models(self) -> tuple[ModelLike, ...]:
         """Return the base, the experts' and the shared experts' models, each once."""
@@ -173,6 +174,7 @@ class _Reader:
             architecture_origin=fields.origin_of("architecture"),
             backbone=backbone,
             expert_layout=layout,
+            expert_layout_origin=fields.origin_of("expert_layout"),
             **common,
         )
 

@@ -39,6 +39,7 @@ class UpcyclePlan(PlanFile):
     architecture: str | None
     architecture_origin: Origin
     expert_layout: ExpertLayout | None
+    expert_layout_origin: Origin
 
     def references(self) -> list[Reference]:
         """Return every place that names a checkpoint."""

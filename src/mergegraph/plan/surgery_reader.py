@@ -75,6 +75,7 @@ def _upcycle(fields: Fields, reading: Reading) -> UpcyclePlan | None:
         architecture=architecture,
         architecture_origin=fields.origin_of("architecture"),
         expert_layout=layout,
+        expert_layout_origin=fields.origin_of("expert_layout"),
         **common,
     )
 

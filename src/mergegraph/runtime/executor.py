@@ -162,7 +162,7 @@ class _Coordinator:
     def _job(self) -> Job:
         job = self._ready.popleft()
         if job.phase is job.program.phases[0]:
-            self._ahead.reached(job.program, job.begin / job.program.spec.numel)
+            self._ahead.reached(job.program, job.begin / job.program.whole)
         return job
 
     def _batch(self) -> Batch:
@@ -170,10 +170,10 @@ class _Coordinator:
         batch: list[Progress] = []
         elements = 0
         while len(batch) < BATCH_PROGRAMS and (program := self._take()) is not None:
-            if program.spec.numel > self._small or elements + program.spec.numel > self._small:
+            if program.whole > self._small or elements + program.whole > self._small:
                 self._held = program
                 break
-            elements += program.spec.numel
+            elements += program.whole
             batch.append(Progress(program, self._tile))
         return tuple(batch)
 

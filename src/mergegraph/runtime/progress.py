@@ -105,7 +105,7 @@ class Progress:
             self.values[node.key] = self._evaluate(node)
         for node in phase.kept:
             self.values[node.key] = np.empty(node.spec.shape)  # every tile fills in its own rows
-        numel = self.program.spec.numel
+        numel = self.program.whole
         self.states = [_state(r, numel, phase) for r in phase.reductions]
         jobs = list(self._jobs(phase, numel))
         self.pending = len(jobs)
@@ -131,8 +131,11 @@ class Progress:
     def _jobs(self, phase: Phase, numel: int) -> Iterator[Job]:
         tile = tile_elements(phase, self.tile)
         step = job_elements(phase, self.tile, JOB_TILES)
-        for begin in range(0, numel, step):
-            end = min(numel, begin + step)
+        first, last = 0, numel
+        if phase.result is not None:
+            first, last = self.program.first, self.program.first + self.program.spec.numel
+        for begin in range(first, last, step):
+            end = min(last, begin + step)
             yield Job(self.program, phase, begin, end, tile, self.values)
 
 

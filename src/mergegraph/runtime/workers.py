@@ -130,15 +130,16 @@ class Worker:
         assert tile.output is not None
         program, bits = job.program, job.program.spec.dtype.bits
         if program.place is None:
-            offset = program.offset + tile.begin * bits // 8
+            offset = program.offset + (tile.begin - program.first) * bits // 8
             self._writer.write(program.tensor, offset, tile.output.data)
         else:
             write = partial(self._writer.write, program.tensor)
-            write_view(program.place, bits // 8, tile.begin, tile.output, write)
+            write_view(program.place, bits // 8, tile.begin - program.first, tile.output, write)
 
     def _checksum(self, job: Job, tile: Tile) -> int:
         assert tile.output is not None
-        return checksum(tile.output, tile.begin * job.program.spec.dtype.bits // 8)
+        begin = tile.begin - job.program.first
+        return checksum(tile.output, begin * job.program.spec.dtype.bits // 8)
 
 
 def checksum(data: Array, offset: int) -> int:

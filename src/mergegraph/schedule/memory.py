@@ -96,7 +96,7 @@ def program_bytes(program: Program, tile: int, workers: int) -> int:
     bits = program.spec.dtype.bits
     worker = max(buffer_bytes(p, bits, tile) for p in program.phases)
     jobs = max(state_bytes(p, job_elements(p, tile, JOB_TILES)) for p in program.phases)
-    held = max(2 * state_bytes(p, program.spec.numel) for p in program.phases)
+    held = max(2 * state_bytes(p, program.whole) for p in program.phases)
     held += sum(n.spec.nbytes for p in program.phases for n in (*p.small, *p.reductions, *p.kept))
     return workers * (worker + JOBS_PER_WORKER * (jobs + held))
 
@@ -141,6 +141,6 @@ def _representatives(programs: Iterable[Program]) -> list[Program]:
     largest: dict[int, Program] = {}
     for program in programs:
         known = largest.get(id(program.phases))
-        if known is None or known.spec.numel < program.spec.numel:
+        if known is None or known.whole < program.whole:
             largest[id(program.phases)] = program
     return list(largest.values())

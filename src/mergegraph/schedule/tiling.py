@@ -131,6 +131,7 @@ class Program:
         streams: for each slot, the random stream of ops that draw at random for it.
         place: where in that tensor its elements go, if some piece of it is not one run from its `offset` on.
         raw: bytes are copied (after a comparison, for ``identical``), not computed.
+        window: the part of the expression's elements that is written: the first, and how many; None: all.
     """
 
     tensor: str
@@ -141,6 +142,18 @@ class Program:
     streams: tuple[tuple[float, float], ...]
     place: View | None
     raw: bool
+    window: tuple[int, int] | None = None
+
+    @property
+    def first(self) -> int:
+        """Number of the first element that is written."""
+        return 0 if self.window is None else self.window[0]
+
+    @property
+    def whole(self) -> int:
+        """Elements of the expression, written or not."""
+        result = self.phases[-1].result
+        return self.spec.numel if self.window is None or result is None else result.spec.numel
 
     def source(self, load: Node) -> SourceTensor:
         """The checkpoint tensor that `load` reads in this program."""
@@ -179,8 +192,10 @@ def _of_output(name: str, output: Output, cuts: dict[bytes, tuple[Phase, ...]]) 
             cuts[piece.key] = _raw_phase(piece) if raw else cut(piece)
         begin = offset if part.place is None else part.place.offset * piece.spec.dtype.bits // 8
         place = part.place if scattered else None
-        yield Program(name, begin, piece.spec, cuts[piece.key], part.sources, part.streams, place, raw)
-        offset += piece.spec.nbytes
+        spec = piece.spec if part.window is None else TensorSpec((part.window[1],), piece.spec.dtype)
+        bound = (part.sources, part.streams)
+        yield Program(name, begin, spec, cuts[piece.key], *bound, place, raw, part.window)
+        offset += spec.nbytes
 
 
 def _raw_phase(piece: Node) -> tuple[Phase, ...]:
