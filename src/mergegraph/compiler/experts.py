@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from mergegraph.architectures.expert_names import ExpertNames, expert_names
 from mergegraph.architectures.experts import (
@@ -29,6 +29,8 @@ from mergegraph.plan.values import ExpertLayout
 from mergegraph.tensorspec import TensorSpec, promote
 
 _SIGNS = ("experts.", "input_linear.")
+_LAYERS = 4
+"""Layers that show how experts are called: all of a model are alike."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +48,7 @@ def spelling_for(checkpoints: Sequence[tuple[Iterable[str], Mapping[str, Any]]])
     As in the first that has a tensor per expert; else as its family writes those, or as most families do.
     """
     # Towers and decoders may both have experts, but only ever of one family.
-    held = [
-        [layer_and_suffix(name)[1] for name in names if any(sign in name for sign in _SIGNS)]
-        for names, _ in checkpoints
-    ]
+    held = [_first_experts(names) for names, _ in checkpoints]
     known = next((found for _, config in checkpoints if (found := _family_names(config)) is not None), None)
     blocks = [block for suffixes in held if (block := stacked_block(suffixes)) is not None]
     stacked = blocks[0] if blocks else _family_block(known)
@@ -66,6 +65,18 @@ def spelling_for(checkpoints: Sequence[tuple[Iterable[str], Mapping[str, Any]]])
     aliases = {**{there: here for here, there in known.router.items()}, **known.aliases}
     beside = {**known.router, **{here: there for there, here in known.aliases.items()}}
     return replace(spelt, beside=beside, aliases={a: b for a, b in aliases.items() if a != b})
+
+
+def _first_experts(names: Iterable[str]) -> list[str]:
+    """Names below the layer of what is about experts, in the first few layers that have some."""
+    layers: dict[str, list[str]] = {}
+    for name in names:
+        if any(sign in name for sign in _SIGNS):
+            layer, suffix = layer_and_suffix(name)
+            if layer not in layers and len(layers) == _LAYERS:
+                break
+            layers.setdefault(layer, []).append(suffix)
+    return [suffix for suffixes in layers.values() for suffix in suffixes]
 
 
 def _family_names(config: Mapping[str, Any]) -> ExpertNames | None:
@@ -103,42 +114,54 @@ def logical(
     for name, (own, entry) in entries.items():
         layer, suffix = layer_and_suffix(name)
         layers.setdefault(layer, {})[suffix] = (own, entry.spec)
+    # Layers are much alike: what one is made of is found out once.
+    known: dict[object, list[_Found]] = {}
+    experts = _stated_experts(config)
     for layer, tensors in layers.items():
-        places |= _layer(layer, tensors, spelling, config, form)
+        if not any(sign in suffix for suffix in tensors for sign in _SIGNS):
+            places |= {layer + suffix: Place(own, spec) for suffix, (own, spec) in tensors.items()}
+            continue
+        specs = {suffix: spec for suffix, (_, spec) in tensors.items()}
+        key = tuple((suffix, id(spec)) for suffix, spec in specs.items())
+        if key not in known:
+            known[key] = list(_found(specs, spelling, experts, form))
+        places |= {layer + f.name: Place(tensors[f.suffix][0], f.spec, f.view) for f in known[key]}
     return places, form
 
 
-def _layer(
-    layer: str,
-    tensors: Mapping[str, tuple[str, TensorSpec]],
-    spelling: Spelling | None,
-    config: Mapping[str, Any],
-    form: Form,
-) -> dict[str, Place]:
-    if not any(sign in suffix for suffix in tensors for sign in _SIGNS):
-        return {layer + suffix: Place(own, spec) for suffix, (own, spec) in tensors.items()}
-    specs = {suffix: spec for suffix, (_, spec) in tensors.items()}
-    stacks = dict(stacks_of(specs, spelling or Spelling("", GATED, ""), _stated_experts(config)))
+class _Found(NamedTuple):
+    """A logical tensor of a layer, and where it lies: names are those below the layer."""
+
+    name: str
+    suffix: str
+    spec: TensorSpec
+    view: View | None
+
+
+def _found(
+    specs: Mapping[str, TensorSpec], spelling: Spelling | None, experts: int | None, form: Form
+) -> Iterator[_Found]:
+    stacks = dict(stacks_of(specs, spelling or Spelling("", GATED, ""), experts))
     # Experts that are there twice: loaders take one of the two, and both have to be seen.
-    stacks = {n: s for n, s in stacks.items() if not any(slot.name in tensors for slot in s.slots)}
-    separate = separate_spelling(tensors)
+    stacks = {n: s for n, s in stacks.items() if not any(slot.name in specs for slot in s.slots)}
+    separate = separate_spelling(specs)
     form.kinds |= {name: stack.kind for name, stack in stacks.items()}
     form.separate = form.separate or separate is not None
     held = (stacked_block(stacks), None if separate is None else separate.block)
     blocks = [block for block in held if block is not None]
-    places: dict[str, Place] = {}
-    for suffix, (own, spec) in tensors.items():
+    taken: dict[str, None] = {}
+    for suffix, spec in specs.items():
         if suffix in stacks:
             for slot in stacks[suffix].slots:
-                places[layer + slot.name] = Place(own, TensorSpec(slot.shape, spec.dtype), slot.view)
                 form.inside[slot.name] = suffix
+                yield _Found(slot.name, suffix, TensorSpec(slot.shape, spec.dtype), slot.view)
             continue
         name = respelled(suffix, spelling, blocks) if spelling else suffix
-        name = suffix if name in tensors or layer + name in places else name
+        name = suffix if name in specs or name in taken else name
+        taken[name] = None
         if name != suffix:
             form.stored[name] = suffix
-        places[layer + name] = Place(own, spec)
-    return places
+        yield _Found(name, suffix, spec, None)
 
 
 def _stated_experts(config: Mapping[str, Any]) -> int | None:

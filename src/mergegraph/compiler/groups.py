@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from mergegraph.architectures.roles import is_head
@@ -20,32 +20,41 @@ class Operand:
     Attributes:
         input: the model.
         source: its entry in the plan.
-        filter_name: what parameter filters see: its own layer number, the donor's spelling, and where
-            experts are stored otherwise also that name.
+        name: its name, with its own layer number, in the donor's spelling.
         place: where the tensor lies; None if the model lacks it.
     """
 
     input: Input
     source: Source
-    filter_name: str
+    name: str
     place: Place | None
+
+    @property
+    def filter_name(self) -> str:
+        """What parameter filters see: the name, and where experts are stored otherwise also that."""
+        return self.input.filtered(self.name)
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
     """An output tensor and its operands, in plan order.
 
-    `filter_name` is what filters of shared parameters see; `t` is the position of its layer within its
+    `t` is the position of its layer within its
     slice (0 outside layers); `part` the slice that its parameters come from; `position` its place between
     the first and the last layer of the output (0 before the layers, 1 after them).
     """
 
     name: str
-    filter_name: str
     part: Slice
     t: float
     operands: tuple[Operand, ...]
     position: float
+
+    @property
+    def filter_name(self) -> str:
+        """What filters of shared parameters see: the name, and what else inputs call it."""
+        others = (other for o in self.operands for other in o.input.other_names(self.name))
+        return "\n".join(dict.fromkeys((self.name, *others)))
 
 
 def as_slices(plan: MergePlan) -> tuple[Slice, ...]:
@@ -125,7 +134,7 @@ def _flat(name: str, part: Slice, inputs: Mapping[ModelRef, Input], position: fl
         if place is not None:
             t = position = _position(place[0], stack.count)
     operands = tuple(_operand(inputs[s.model], s, name) for s in part.sources)
-    return Group(name, _shown(name, [o.input for o in operands]), part, t, operands, position)
+    return Group(name, part, t, operands, position)
 
 
 def _layer(
@@ -145,13 +154,7 @@ def _layer(
             for s, model, layer in members
         )
         name = with_layer(prefix, overall[0], suffix)
-        shown = _shown(name, [model for _, model, _ in members])
-        yield Group(name, shown, part, _position(k, length), operands, _position(*overall))
-
-
-def _shown(name: str, models: Sequence[Input]) -> str:
-    """What filters of shared parameters see: the output's name, and what else inputs call it."""
-    return "\n".join(dict.fromkeys((name, *(other for model in models for other in model.other_names(name)))))
+        yield Group(name, part, _position(k, length), operands, _position(*overall))
 
 
 def _position(k: int, length: int) -> float:
@@ -159,4 +162,4 @@ def _position(k: int, length: int) -> float:
 
 
 def _operand(model: Input, source: Source, name: str) -> Operand:
-    return Operand(model, source, model.filtered(name), model.find(name))
+    return Operand(model, source, name, model.find(name))

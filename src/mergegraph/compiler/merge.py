@@ -18,7 +18,7 @@ from mergegraph.compiler.groups import Group, Operand, as_slices, comparable, gr
 from mergegraph.compiler.inputs import Input
 from mergegraph.compiler.notes import FilterUse, notes
 from mergegraph.compiler.report import Assignment, CompileReport, Dropped, Partial, config_differences, unused
-from mergegraph.compiler.resolver import Resolver, Setting, UnresolvedError
+from mergegraph.compiler.resolver import Resolved, Resolver, Setting, UnresolvedError
 from mergegraph.compiler.seeds import stream_labels, stream_of
 from mergegraph.errors import GraphError, Problem
 from mergegraph.graph.graph import Graph, Output, Piece, SourceTensor
@@ -45,6 +45,7 @@ class Compiled:
     facts: Mapping[str, Any] | None = None
 
 
+_NONE: Resolved = (Values({}), ())
 Streams = tuple[tuple[float, float], ...]
 """For each slot of an expression, its random stream."""
 
@@ -147,7 +148,7 @@ class _Compiler:
         self.dropped: list[Dropped] = []
         self._use = FilterUse(plan, method, self.slices)
         self._templates: dict[object, Node] = {}
-        self._assigned: dict[tuple[Values, tuple[tuple[str, Values], ...]], list[str]] = {}
+        self._assigned: dict[object, tuple[Values, tuple[tuple[str, Values], ...], list[str]]] = {}
 
     def graph(self) -> Graph:
         outputs: dict[str, Output] = {}
@@ -181,7 +182,7 @@ class _Compiler:
             config_differences=config_differences(self.inputs),
             notes=(*notes(self.plan, self.method, self.inputs, self.donor, self._use), *remarks),
             parameters=tuple(
-                Assignment(shared, each, tuple(tensors)) for (shared, each), tensors in self._assigned.items()
+                Assignment(shared, each, tuple(tensors)) for shared, each, tensors in self._assigned.values()
             ),
         )
 
@@ -258,9 +259,10 @@ class _Compiler:
         if is_balance(group.name):
             out = promote([DType.F32, *(s.dtype for s in specs)])
         try:
-            shared, each = self.resolver.values(group, models) if models else (Values({}), ())
+            shared, each = resolved = self.resolver.values(group, models) if models else _NONE
             roles = tuple("base" if o is base else "model" for o in operands)
-            key = (tuple(specs), roles, shared, each, out)
+            # By identity: the resolver keeps its answers, and equal specs that are two only cost a template.
+            key = (tuple(map(id, specs)), roles, id(resolved), out)
             if key not in self._templates:
                 self._templates[key] = self._template(specs, roles, shared, each, out)
         except (ValueError, GraphError) as error:
@@ -268,8 +270,11 @@ class _Compiler:
             return None
         if models:
             self._use.note(group, models)
-            named = tuple((o.input.name, p) for o, p in zip(models, each, strict=True))
-            self._assigned.setdefault((shared, named), []).append(group.name)
+            who = (id(resolved), *(id(o.input) for o in models))
+            if who not in self._assigned:
+                named = tuple((o.input.name, p) for o, p in zip(models, each, strict=True))
+                self._assigned[who] = (shared, named, [])
+            self._assigned[who][2].append(group.name)
         return _bound(self._templates[key], operands, self._streams(group, operands))
 
     def _streams(self, group: Group, operands: list[Operand]) -> Streams:

@@ -47,6 +47,7 @@ class Resolver:
         self._method = method
         self._filters: dict[tuple[int, ...], tuple[str, ...]] = {}
         self._cache: dict[object, Resolved] = {}
+        self._answers: dict[Resolved, Resolved] = {}
 
     def values(self, group: Group, models: Sequence[Operand]) -> Resolved:
         """Return the shared values, and one `Values` per model.
@@ -70,7 +71,9 @@ class Resolver:
             if self._method.positional:
                 shared = shared.including("position", group.position)
             each = (Values({p.name: self._each(p, group, o)[0] for p in self._method.each}) for o in models)
-            found = self._cache[key] = (shared, tuple(each))
+            made = (shared, tuple(each))
+            # Equal answers are one object, for whoever goes by identity.
+            found = self._cache[key] = self._answers.setdefault(made, made)
         return found
 
     def settings(self, group: Group, models: Sequence[Operand]) -> list[Setting]:

@@ -60,12 +60,15 @@ def inputs_of(refs: Iterable[ModelRef], donor: ModelRef | None, opened: Opened) 
     if first is None:
         return {}
     spelling = spelling_for([(index.tensors, index.config) for index in (first, *found.values())])
-    wanted = Input(ModelRef(""), "", first, spelling=spelling).tensors
-    inputs = {}
-    for ref, index in found.items():
-        # Prefixes are told by logical names: layouts differ in more than those.
-        own = Input(_as_opened(ref), opened.keys[ref], index, spelling=spelling)
-        inputs[ref] = replace(own, prefix=align_prefix(own.tensors, wanted))
+    inputs = {
+        ref: Input(_as_opened(ref), opened.keys[ref], index, spelling=spelling)
+        for ref, index in found.items()
+    }
+    # Prefixes are told by logical names: layouts differ in more than those.
+    wanted = next(model.tensors for model in inputs.values() if model.index is first)
+    for ref, own in inputs.items():
+        prefix = align_prefix(own.tensors, wanted)
+        inputs[ref] = replace(own, prefix=prefix) if any(prefix) else own
     return inputs
 
 
