@@ -139,6 +139,7 @@ def test_experts_must_fit_the_base_model() -> None:
     assert "layer 1 has no gated MLP" in said(lacking)
     assert "its MLP has biases" in said(dense("llama", extra={"model.layers.0.mlp.up_proj.bias": (24,)}))
     assert "its family is not known" in said(dense("brand_new"))
+    assert "it is a mixture of experts itself" in said(dense("mixtral"))
 
 
 def test_every_reason_is_given_at_once() -> None:
@@ -238,6 +239,7 @@ def test_an_unknown_architecture_is_refused_with_near_names(written: str, said: 
     ("base", "said"),
     [
         (dense("lama"), "did you mean 'llama'?"),
+        (dense("mixtral"), "is a mixture of experts itself (mixtral) — take a dense model"),
         (dense("absent"), "does not say its model_type"),
         (dense("gemma2"), "no mixture of experts can hold this gemma2 model"),
         (dense("llama", extra={"model.layers.0.mlp.up_proj.bias": (24,)}), "biases in the MLP"),

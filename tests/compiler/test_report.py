@@ -75,6 +75,14 @@ def test_a_tensor_that_only_some_models_have_is_listed_with_those_that_lack_it()
 # ---- configs ---------------------------------------------------------------------------------------
 
 
+def test_a_change_of_too_few_models_for_the_method_is_dropped_with_that_reason() -> None:
+    a, b, base = changed(llama("a"), model__extra=(3,)), llama("b"), changed(llama("base"), model__extra=(3,))
+    result = compiled(based("model_stock", "base", "a", "b"), base, a, b)
+    (dropped,) = result.report.dropped
+    assert (dropped.model, dropped.tensor) == ("a", "model.extra")
+    assert dropped.reason == "model_stock needs 2 models besides the base, whose tensor is copied"
+
+
 def test_config_keys_on_which_models_disagree_are_listed_with_every_value() -> None:
     a = llama("a", rope_theta=1e4, rope_scaling={"factor": 2})
     b = llama("b", rope_theta=5e5, rope_scaling={"factor": 4}, only_here=True)

@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 import mergegraph
 from mergegraph.engine.verbs import write_lock
 from mergegraph.errors import PlanError, ResumeError
+from mergegraph.graph.outline import outline
 from mergegraph.graph.text import explain_text
 from mergegraph.runtime.events import RunReport
 from mergegraph.storage.journal import Journal
@@ -259,6 +260,26 @@ def test_a_dry_run_tells_sizes_routers_and_origins(models: Models, tmp_path: Pat
     }
     total = sum(math.prod(o["shape"]) for o in compiled.summary()["outputs"])
     assert total == facts["parameters"]
+
+
+@pytest.mark.parametrize("layout", ["per-expert", "stacked"])
+def test_routers_of_zeros_are_told_like_others(models: Models, tmp_path: Path, layout: Any) -> None:
+    plan = written(tmp_path, moe(models, gate_mode="zero"))
+    summary = mergegraph.compile_plan(plan, expert_layout=layout).summary()
+    facts = summary["mixture"]
+    assert not [name for name in summary["copied"] if name.endswith("gate.weight")]
+    assert list(facts["routers"].values()) == [[2, HIDDEN]] * LAYERS
+    assert facts["origins"]["gate_mode zero"] == LAYERS * 2 * HIDDEN
+    assert "filled with a constant" not in facts["origins"]
+
+
+def test_constants_and_router_rows_are_drawn_where_there_are_any(models: Models, tmp_path: Path) -> None:
+    for mode, expected in (("cheap_embed", ["router rows"]), ("zero", ["constant"])):
+        compiled = mergegraph.compile_plan(written(tmp_path, moe(models, gate_mode=mode)))
+        assert [name for name in compiled.labels.values() if "/" not in name][3:] == expected
+        assert len(outline(compiled.graph)) == 4
+    merge = mergegraph.compile_plan(written(tmp_path, models.merge()))
+    assert "constant" not in merge.labels.values()
 
 
 def test_shared_experts_count_as_active(models: Models, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mergegraph.graph.graph import Graph
+from mergegraph.graph.graph import FILL, Graph, Output, Piece, filled
 from mergegraph.graph.outline import LayerName, layer_name, moved, outline, ranges
 from tests.graph.graphs import LABELS, linear, llama, load, output, stacked
 
@@ -65,3 +65,14 @@ def test_a_group_counts_its_ops_bytes_and_inputs() -> None:
 def test_many_tensors_outside_the_layers_are_joined() -> None:
     graph = Graph({f"vision.part_{i}.weight": output(load(0, (4,)), ("key-a", f"v{i}")) for i in range(30)})
     assert labels(graph) == ["vision"]
+
+
+def test_router_rows_and_constants_do_not_pull_layers_apart() -> None:
+    """Rows are named ``layers.7`` and a constant ``0.0``, which is no layer."""
+    outputs = {}
+    for i in range(3):
+        outputs[f"h.{i}.gate"] = output(load(0, (2, 4)), ("rows", f"layers.{i}"))
+        outputs[f"h.{i}.bias"] = Output(load(0, (2,)).spec, (Piece(load(0, (2,)), (filled(0.0),)),))
+    (group,) = outline(Graph(outputs))
+    assert group.label == "h.0–2"
+    assert moved(group, {"rows": "router rows", FILL: "constant"}) == ""

@@ -120,6 +120,13 @@ def test_numbers_that_are_not_finite_give_some_answer_without_a_warning(name: st
     assert FUNCTIONS[name](products).shape == ((2,) if name in ("arc", "slerp") else (3,))
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_fine_tunes_with_a_number_that_is_not_finite_are_averaged(bad: float) -> None:
+    products = gram(vectors(3))
+    products[1, :] = products[:, 1] = bad
+    assert ops.stock(products).tolist() == [1 / 3] * 3
+
+
 @pytest.mark.parametrize("name", ["sphere_mean", "karcher_mean", "stock", "arc"])
 def test_opposite_vectors_are_combined_without_growing(name: str) -> None:
     (x,) = vectors(1)

@@ -52,6 +52,18 @@ def test_each_row_has_the_ratio_that_it_would_have_alone(shape: tuple[int, ...],
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_a_row_with_a_number_that_is_not_finite_has_no_angle(bad: float) -> None:
+    """The plain mean, or a straight line, shows the number where it is, and leaves the others as they are."""
+    x, y, z = (normal(3, 7, seed=seed) for seed in (1, 2, 3))
+    whole = ops.row_stock(x, y, z).numbers
+    y[1, 2] = bad
+    found = ops.row_stock(x, y, z).numbers
+    assert found[1].tolist() == pytest.approx([1 / 3] * 3)
+    assert found[::2].equal(whole[::2])
+    assert ops.row_arc(x, y, 0.25).numbers[1].tolist() == [0.75, 0.25]
+
+
 @pytest.mark.parametrize("spread", [1e-3, 1.0, 100.0])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_a_divergence_is_that_of_the_two_distributions(shape: tuple[int, ...], spread: float) -> None:

@@ -48,3 +48,5 @@ def test_a_change_too_small_to_be_squared_is_still_in_the_mask() -> None:
 def test_weights_that_sum_to_zero_have_no_mean() -> None:
     with pytest.raises(ValueError, match="sum to zero"):
         emr(A, B, weights=(1.0, -1.0))
+    with pytest.raises(ValueError, match="sum to zero"):
+        emr(A, B, A, weights=(0.1, 0.2, -0.3))

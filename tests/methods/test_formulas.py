@@ -222,6 +222,16 @@ class TestLinear:
         expected = [weights[0] * 1 + weights[1] * 3, weights[0] * 2 + weights[1] * 6]
         assert merge("linear", None, models, {"normalize": False}, each).tolist() == expected
 
+    def test_a_sum_of_weights_that_is_only_rounding_counts_as_zero(self) -> None:
+        models, each = [vector(1), vector(2), vector(3)], [{"weight": w} for w in (0.1, 0.2, -0.3)]
+        assert sum(w["weight"] for w in each) > 0
+        with pytest.raises(ValueError, match=r"sum to zero"):
+            merge("linear", None, models, {}, each)
+
+    def test_small_weights_are_divided_by_their_sum_like_any_other(self) -> None:
+        each = [{"weight": 1e-20}, {"weight": 3e-20}]
+        assert merge("linear", None, [vector(1), vector(5)], {}, each).tolist() == pytest.approx([4.0])
+
 
 class TestPassthrough:
     def test_without_a_scale_it_is_the_tensor_itself(self) -> None:
@@ -407,10 +417,11 @@ class TestOnTheArc:
         opposite, each = [vector(1, 2), vector(-3, -6)], [{"weight": 0.5}] * 2
         assert merge("multislerp", None, opposite, {}, each).tolist() == [-1.0, -2.0]
 
-    def test_weights_that_sum_to_zero_cannot_be_normalised(self) -> None:
-        each = [{"weight": 1.0}, {"weight": -1.0}]
+    @pytest.mark.parametrize("weights", [(1.0, -1.0, 0.0), (0.1, 0.2, -0.3)])
+    def test_weights_that_sum_to_zero_cannot_be_normalised(self, weights: tuple[float, ...]) -> None:
+        each = [{"weight": w} for w in weights]
         with pytest.raises(ValueError, match=r"sum to zero.*normalize_weights: false"):
-            merge("multislerp", None, [vector(1), vector(2)], {}, each)
+            merge("multislerp", None, [vector(1), vector(2), vector(3)], {}, each)
 
 
 class TestModelStock:

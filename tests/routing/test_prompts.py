@@ -73,8 +73,8 @@ def test_all_prompts_without_tokens_are_reported_together(base: Path) -> None:
     with pytest.raises(PlanError) as caught:
         PromptEncoder(base).table([GatePrompts("x", ("a", "")), GatePrompts("y", ("b",), ("",))])
     assert [problem.message for problem in caught.value.problems] == [
-        "expert x: the prompt '' has no tokens",
-        "expert y: the prompt '' has no tokens",
+        "x: the prompt '' has no tokens",
+        "y: the prompt '' has no tokens",
     ]
 
 

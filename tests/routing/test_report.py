@@ -48,17 +48,28 @@ def test_dependent_rows_are_worse_than_any_condition_number() -> None:
 def test_an_expert_whose_prompts_cancel_out_is_pointed_out() -> None:
     rows = np.array([[1.0, 0, 0], [0, 0, 0], [0, 0, 1.0]])
     note = report(rows, chosen=3).notes[0]
-    assert note == "expert coder: the router row is zero in every layer: its prompts cancel out"
+    assert note == "coder: the router row is zero in every layer: its prompts cancel out"
 
 
 def test_an_expert_that_its_own_prompts_do_not_choose_is_pointed_out() -> None:
     swapped = np.eye(3)[[1, 0, 2]]
     assert report(swapped).notes == (
-        "expert poet: only 0% of its own prompts choose it (by chance 33% would)",
-        "expert coder: only 0% of its own prompts choose it (by chance 33% would)",
+        "poet: only 0% of its own prompts choose it (by chance 33% would)",
+        "coder: only 0% of its own prompts choose it (by chance 33% would)",
     )
 
 
 def test_a_report_survives_json() -> None:
     for found in (report(np.eye(3)), report(np.ones((3, 3)))):
         assert GateReport.from_dict(json.loads(json.dumps(found.as_dict()))) == found
+
+
+def test_centred_rows_are_not_blamed_for_cancelling_out() -> None:
+    plane = np.array([[1.0, 0, 0], [-0.5, 0.75**0.5, 0], [-0.5, -(0.75**0.5), 0]])
+    same = np.array([[1.0, 0, 0], [1.0, 0, 0], [-1.0, 0, 0]])
+    for rows, notes in ((plane, 0), (same, 1)):
+        reporter = Reporter(NAMES, GROUPS, 3, centred=True)
+        reporter.add(np.asarray(rows, np.float32), np.eye(3))
+        found = reporter.finish("hidden", 3, 12, "<s>", []).notes
+        assert len(found) == notes
+        assert all(note.endswith("Make the experts' prompts differ more") for note in found)

@@ -95,3 +95,13 @@ def test_all_experts_chosen_means_equal_load() -> None:
 def test_normalised_vectors_are_never_longer_than_one(numbers: list[list[float]]) -> None:
     lengths = np.linalg.norm(normalise(np.array(numbers)), axis=1)
     assert (lengths <= 1 + 1e-9).all()
+
+
+def test_centred_rows_are_dependent_only_beyond_what_cancels_out() -> None:
+    """Two centred rows are opposite, three lie in a plane: that is what centring does."""
+    assert condition(np.array([[1.0, 0, 0], [-1.0, 0, 0]])) is None
+    assert condition(np.array([[1.0, 0, 0], [-1.0, 0, 0]]), centred=True) == pytest.approx(1)
+    three = np.array([[1.0, 0, 0], [-0.5, 0.75**0.5, 0], [-0.5, -(0.75**0.5), 0]])
+    assert condition(three, centred=True) == pytest.approx(1)
+    assert condition(np.array([[1.0, 0, 0], [1.0, 0, 0], [-1.0, 0, 0]]), centred=True) is None
+    assert condition(np.ones((1, 3)), centred=True) == pytest.approx(1)

@@ -71,12 +71,20 @@ def named(name: str) -> MoeFamily | None:
     return min(by_old_name, key=lambda f: ORDER.index(f.name)) if by_old_name else None
 
 
+def is_mixture(model: Dense) -> bool:
+    """Whether a model of no known dense family is a mixture of experts itself."""
+    return any(model.config.get("model_type") in f.model_types for f in all_moe_families())
+
+
 def unknown_base(base: Dense) -> Obstacle:
     """Says that the base model's family is not known."""
     model_type = base.config.get("model_type")
     if model_type is None:
         message = "the base model's config.json does not say its model_type"
         return Obstacle(message, "base_model", "a mixture of experts needs it to know what to carry over")
+    if is_mixture(base):
+        message = f"the base model is a mixture of experts itself ({model_type})"
+        return Obstacle(message, "base_model", "take a dense model; mixtures are merged by a merge plan")
     known = [name for f in DENSE if f.prefers for name in f.model_types]
     hint = did_you_mean(str(model_type), known) or f"known are {', '.join(known)}"
     return Obstacle(f"no mixture of experts is known for {model_type} models", "base_model", hint)

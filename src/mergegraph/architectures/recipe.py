@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from mergegraph.architectures.dense import Body, Dense, body_of
-from mergegraph.architectures.fit import instead, misfits, unknown_base
+from mergegraph.architectures.fit import instead, is_mixture, misfits, unknown_base
 from mergegraph.architectures.moe import Layout, MoeFamily, Obstacle, Options, Recipe
 from mergegraph.architectures.moe_config import config_of
 from mergegraph.architectures.moe_tensors import Builder
@@ -42,8 +42,8 @@ def recipe(
         *_family_obstacles(family, body),
         *_option_obstacles(family, body, options),
         *_base_obstacles(body),
-        *_mlp_obstacles(body, bodies, "experts"),
-        *_mlp_obstacles(body, always, "shared_experts"),
+        *_mlp_obstacles(body, experts, bodies, "experts"),
+        *_mlp_obstacles(body, shared, always, "shared_experts"),
     ]
     if found:
         return tuple(found)
@@ -159,10 +159,13 @@ def _base_obstacles(base: Body) -> Iterator[Obstacle]:
         yield Obstacle(message, "base_model", "a mixture cannot be the base of another")
 
 
-def _mlp_obstacles(base: Body, bodies: Sequence[Body | None], key: str) -> Iterator[Obstacle]:
+def _mlp_obstacles(
+    base: Body, models: Sequence[Dense], bodies: Sequence[Body | None], key: str
+) -> Iterator[Obstacle]:
     """What is wrong with the MLPs; the base model's own are checked where it lends them."""
-    for index, body in enumerate(bodies):
-        reason = "its family is not known" if body is None else _mlp_reason(base, body)
+    for index, (model, body) in enumerate(zip(models, bodies, strict=True)):
+        unknown = "it is a mixture of experts itself" if is_mixture(model) else "its family is not known"
+        reason = unknown if body is None else _mlp_reason(base, body)
         if reason is not None:
             yield Obstacle(f"{key}[{index}] cannot be an expert: {reason}", key, index=index)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mergegraph.architectures.moe import Fill, Gate, MoeFamily, OutTensor, Part, Recipe
+from mergegraph.architectures.slots import spelt
 from mergegraph.checkpoint.names import layer_and_suffix
 from mergegraph.checkpoint.view import RowOrder, View
 from mergegraph.compiler.drop import redrawn
@@ -121,9 +122,7 @@ class Building:
         if not any(p.where == found.where and _LAYER.sub(".*.", p.message) == like for p in self.problems):
             self.problems.append(found)
 
-    def _pieces(
-        self, tensor: OutTensor, part: Part | Fill | Gate, spec: TensorSpec
-    ) -> Iterator[Piece]:
+    def _pieces(self, tensor: OutTensor, part: Part | Fill | Gate, spec: TensorSpec) -> Iterator[Piece]:
         if isinstance(part, Gate):
             yield from self._router(tensor, part, spec)
         elif isinstance(part, Fill):
@@ -254,10 +253,12 @@ def facts(family: MoeFamily, recipe: Recipe, graph: Graph, parts: Parts, active:
     """What a dry run tells of a mixture: its sizes, its routers, and what comes from where."""
     routed, origins = 0, Counter[str]()
     routers: dict[str, list[int]] = {}
+    ours = next(iter(family.names.router))
+    spellings = tuple(f".{name}" for name in (ours, spelt(family.names, "stacked", ours)))
     for tensor in recipe.tensors:
         for part in tensor.parts:
             size = _part_size(tensor, part)
-            if isinstance(part, Gate):
+            if isinstance(part, Gate) or tensor.name.endswith(spellings):
                 routers[tensor.name] = list(tensor.shape)
                 origins[f"gate_mode {parts.router.mode}"] += size
             elif isinstance(part, Fill):

@@ -228,6 +228,8 @@ class _Compiler:
                 return models[0], []
             return self._unmatched(group, models)
         if base is not None and len(models) < least:
+            reason = f"{self.method.name} needs {least} models besides the base, whose tensor is copied"
+            self.dropped += [Dropped(o.input.name, _source(o).label, reason) for o in models]
             return base, []
         if len(models) >= least and (most is None or len(models) <= most):
             return base, models

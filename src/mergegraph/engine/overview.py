@@ -53,7 +53,7 @@ def plan_summary(
         "threads": schedule.workers,
         "free_disk": free_bytes(Path.cwd()),
         "fingerprint": graph.fingerprint,
-        "copied": [o["name"] for o in outputs if o["kind"] != "merged"],
+        "copied": [o["name"] for o in outputs if o["kind"] in ("copied", "checked")],
         "mixture": None if facts is None else dict(facts),
         "dropped": [{"model": d.model, "tensor": d.tensor, "reason": d.reason} for d in report.dropped],
         "partial": [{"tensor": p.tensor, "missing_from": list(p.missing_from)} for p in report.partial],

@@ -80,7 +80,9 @@ class Compiled:
     def labels(self) -> dict[str, str]:
         """A short, distinct name for each checkpoint key, for showing expressions."""
         names = {model.key: model.name.rstrip("/") for model in self.inputs.values()}
-        names |= {FILL: "every element"} | ({} if self.rows is None else {self.rows.key: "router rows"})
+        names |= {} if self.rows is None else {self.rows.key: "router rows"}
+        if self.graph.fills:
+            names[FILL] = "constant"
         short = {key: os.path.basename(name) or name for key, name in names.items()}
         repeated = len(dict.fromkeys(short.values())) < len(short)
         return names if repeated else short

@@ -139,6 +139,12 @@ class Graph:
         parts = (part for output in self.outputs.values() for part in output.parts)
         return {source: None for part in parts for source in part.sources if source.filled is None}
 
+    @property
+    def fills(self) -> bool:
+        """Whether any output is made of a number, as a whole or in part."""
+        parts = (part for output in self.outputs.values() for part in output.parts)
+        return any(source.filled is not None for part in parts for source in part.sources)
+
 
 def filled(value: float) -> SourceTensor:
     """A source of which every element is `value`."""

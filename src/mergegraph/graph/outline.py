@@ -149,7 +149,7 @@ def _group(label: str, layers: Sequence[Layer]) -> Group:
     origins: dict[str, dict[int, None]] = {}
     for source, nbytes in loads.items():
         sources[source.checkpoint] += nbytes
-        if found := layer_name(source.tensor):
+        if (found := _place(source)) is not None:
             origins.setdefault(source.checkpoint, {})[found.index] = None
     return Group(
         label,
@@ -177,12 +177,12 @@ def _signature(layer: Layer) -> object:
     index = layer.index or 0
     return tuple(
         (
-            _relative(name, index),
+            _relative(name, layer_name(name), index),
             output.spec,
             tuple(
                 (
                     _shape(part.expression),
-                    tuple((s.checkpoint, _relative(s.tensor, index)) for s in part.sources),
+                    tuple((s.checkpoint, _relative(s.tensor, _place(s), index)) for s in part.sources),
                 )
                 for part in output.parts
             ),
@@ -191,8 +191,15 @@ def _signature(layer: Layer) -> object:
     )
 
 
-def _relative(name: str, index: int) -> tuple[str, int, str]:
-    found = layer_name(name)
+def _place(source: SourceTensor) -> LayerName | None:
+    """The layer that a source belongs to; the number that fills a tensor is none."""
+    if source.filled is not None:
+        return None
+    # Rows of routers have no other name than their layer's: ``layers.7``.
+    return layer_name(source.tensor) or layer_name(f"{source.tensor}.*")
+
+
+def _relative(name: str, found: LayerName | None, index: int) -> tuple[str, int, str]:
     return (found.prefix, found.index - index, found.suffix) if found else ("", 0, name)
 
 

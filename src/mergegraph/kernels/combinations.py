@@ -107,8 +107,11 @@ def stock_weights(gram: Array) -> Array:
     """The share of the mean task vector that Model Stock keeps, from the task vectors' angles.
 
     ``t = N cos θ / (1 + (N-1) cos θ)`` with the mean pairwise cosine; every task vector gets ``t/N``.
+    Numbers that are not finite have no angles: the plain mean shows them where they are.
     """
     count = len(gram)
+    if not np.isfinite(gram).all():
+        return np.full(count, 1.0 / count)
     norms = np.sqrt(np.maximum(np.diag(gram), 0.0))
     cosines = [
         min(1.0, max(-1.0, float(gram[i, j]) / max(float(norms[i] * norms[j]), 1e-6)))

@@ -31,7 +31,8 @@ def row_arc(block, count, out, t):  # type: ignore[no-untyped-def]
     """Coefficients of spherical interpolation between two rows."""
     a = max(np.sqrt(row_dot(block, 0, 0, count)), 1e-7)
     b = max(np.sqrt(row_dot(block, 1, 1, count)), 1e-7)
-    cosine = min(1.0, max(-1.0, row_dot(block, 0, 1, count) / (a * b)))
+    quotient = row_dot(block, 0, 1, count) / (a * b)
+    cosine = min(1.0, max(-1.0, quotient)) if np.isfinite(quotient) else 1.0
     if 1.0 - cosine * cosine <= STRAIGHT:
         out[0] = 1.0 - t
         out[1] = t
@@ -49,8 +50,10 @@ def row_stock(block, count, out):  # type: ignore[no-untyped-def]
     for p in range(models):
         for q in range(p + 1, models):
             norms = np.sqrt(row_dot(block, p, p, count)) * np.sqrt(row_dot(block, q, q, count))
-            total += min(1.0, max(-1.0, row_dot(block, p, q, count) / max(norms, 1e-6)))
-    cosine = total / (models * (models - 1) / 2)
+            quotient = row_dot(block, p, q, count) / max(norms, 1e-6)
+            total += min(1.0, max(-1.0, quotient)) if np.isfinite(quotient) else np.nan
+    # Numbers that are not finite have no angles: the plain mean shows them where they are.
+    cosine = total / (models * (models - 1) / 2) if np.isfinite(total) else 1.0
     denominator = 1.0 + (models - 1) * cosine
     t = models * cosine / denominator if abs(denominator) >= 1e-6 else 0.0
     for k in range(models):

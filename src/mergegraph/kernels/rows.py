@@ -25,7 +25,7 @@ def row_arc(x: Tensor, y: Tensor, t: Array) -> Tensor:
         return _row_by_row(fused_rows.row_arc, (x, y), 2, float(t[0]))
     a, b = x.double(), y.double()
     norms = [v.square().sum(-1).sqrt().clamp(min=1e-7) for v in (a, b)]
-    cosine = ((a * b).sum(-1) / (norms[0] * norms[1])).clamp(-1.0, 1.0)
+    cosine = ((a * b).sum(-1) / (norms[0] * norms[1])).nan_to_num(1.0, 1.0, 1.0).clamp(-1.0, 1.0)
     fraction = float(t[0])
     theta = torch.acos(cosine)
     straight = 1.0 - cosine * cosine <= STRAIGHT
@@ -49,7 +49,7 @@ def row_stock(*deltas: Tensor) -> Tensor:
         for i in range(count)
         for j in range(i + 1, count)
     ]
-    cosine = torch.stack(cosines).mean(0)
+    cosine = torch.stack(cosines).mean(0).nan_to_num(1.0)
     denominator = 1.0 + (count - 1) * cosine
     safe = torch.where(denominator.abs() < 1e-6, torch.ones_like(denominator), denominator)
     t = torch.where(denominator.abs() < 1e-6, torch.zeros_like(cosine), count * cosine / safe)

@@ -7,6 +7,7 @@ from typing import Any
 
 from mergegraph import ops
 from mergegraph.graph.node import Locality, Op, Real
+from mergegraph.methods._weights import shares
 from mergegraph.methods.base import MergeMethod, Parameter, Reference, Values
 from mergegraph.ops.rules import Attrs, Code, D, elementwise
 
@@ -43,16 +44,13 @@ _MASKED = Op("masked", _EW, elementwise("masked", D, count=2), _masked, _masked_
 
 def build(base: Any, models: tuple[Any, ...], shared: Values, each: tuple[Values, ...]) -> Any:
     """The weighted mean of the models that election, masks and rescaling give back."""
-    weights = [float(p.weight) for p in each]
-    total = sum(weights)
-    if total == 0:
-        raise ValueError("the weights sum to zero, and emr takes a mean; change one of them")
+    weights = tuple(shares(each, "emr takes a mean, so change one of them"))
     deltas = [ops.delta(x, base) for x in models]
     sign = ops.elect_sign(*deltas)
     agreeing = [ops.disjoint_merge(sign, d, (1.0,), normalize=False) for d in deltas]
     unified = _STRONGEST(*agreeing)
     restored = [ops.restore_l1(_MASKED(unified, a), d) for a, d in zip(agreeing, deltas, strict=True)]
-    merged = ops.weighted_sum(*restored, tuple(w / total for w in weights))
+    merged = ops.weighted_sum(*restored, weights)
     return ops.apply_delta(base, merged, float(shared.lambda_))
 
 

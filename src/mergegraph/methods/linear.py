@@ -5,17 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from mergegraph import ops
+from mergegraph.methods._weights import shares
 from mergegraph.methods.base import REQUIRED, MergeMethod, Parameter, Reference, Values
 
 
 def build(_: Any, models: tuple[Any, ...], shared: Values, each: tuple[Values, ...]) -> Any:
     """``Σ w_i x_i``, over ``Σ w_i`` if normalised."""
-    weights = [float(p.weight) for p in each]
     if shared.normalize:
-        total = sum(weights)
-        if total == 0:
-            raise ValueError("the weights sum to zero, so they cannot be normalised; set normalize: false")
-        weights = [w / total for w in weights]
+        weights = shares(each, "set normalize: false")
+    else:
+        weights = [float(p.weight) for p in each]
     return ops.weighted_sum(*models, tuple(weights))
 
 

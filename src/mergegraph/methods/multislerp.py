@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mergegraph import ops
+from mergegraph.methods._weights import shares
 from mergegraph.methods.base import REQUIRED, MergeMethod, Parameter, Reference, Values
 
 
@@ -12,12 +13,10 @@ def build(base: Any, models: tuple[Any, ...], shared: Values, each: tuple[Values
     """Interpolate the models, or their task vectors if there is a base, through their Gram matrix."""
     if len(models) == 1:
         return models[0]
-    weights = [float(p.weight) for p in each]
     if shared.normalize_weights:
-        total = sum(weights)
-        if total == 0:
-            raise ValueError("the weights sum to zero; set normalize_weights: false")
-        weights = [w / total for w in weights]
+        weights = shares(each, "set normalize_weights: false")
+    else:
+        weights = [float(p.weight) for p in each]
     vectors = models if base is None else tuple(ops.delta(x, base) for x in models)
     found = ops.sphere_mean(ops.gram(*vectors), tuple(weights), eps=float(shared.eps))
     mean = ops.weighted_sum(*vectors, found)

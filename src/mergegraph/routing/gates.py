@@ -143,7 +143,8 @@ def _compute(
     count = len(request.experts)
     experts, shared = table.groups[:count], table.groups[count:]
     options = RowOptions(mode.source == "embedding", request.centre, request.temperature)
-    reporter = Reporter([e.label for e in request.experts], experts, request.experts_per_token)
+    labels = [e.label for e in request.experts]
+    reporter = Reporter(labels, experts, request.experts_per_token, centred=request.centre)
     tensors: dict[str, Array] = {}
     if mode.source == "embedding":
         found = _embeddings(request, weights, table)
@@ -206,7 +207,7 @@ def _check(request: GateRequest) -> None:
     if not request.experts:
         problems.append(Problem("there are no experts to make router rows for", hint="list at least one"))
     problems += [
-        Problem(f"expert {e.label} has no positive prompts", hint=f"gate_mode {request.mode} needs some")
+        Problem(f"{e.label} has no positive prompts", hint=f"gate_mode {request.mode} needs some")
         for e in (*request.experts, *request.shared)
         if not e.positive
     ]

@@ -115,9 +115,7 @@ class PromptEncoder:
 
 
 def _empty(label: str, prompt: str) -> Problem:
-    return Problem(
-        f"expert {label}: the prompt {prompt[:40]!r} has no tokens", hint="remove it or write more text"
-    )
+    return Problem(f"{label}: the prompt {prompt[:40]!r} has no tokens", hint="remove it or write more text")
 
 
 def _bos(directory: Path) -> str | None:

@@ -107,12 +107,16 @@ class Reporter:
         experts: the experts' labels.
         groups: their prompts.
         chosen: how many experts a token will choose.
+        centred: whether what all rows have in common was subtracted from them.
     """
 
-    def __init__(self, experts: Sequence[str], groups: Sequence[PromptGroup], chosen: int) -> None:
+    def __init__(
+        self, experts: Sequence[str], groups: Sequence[PromptGroup], chosen: int, *, centred: bool = False
+    ) -> None:
         self._experts = tuple(experts)
         self._groups = groups
         self._chosen = chosen
+        self._centred = centred
         self._overlap = np.zeros((len(experts), len(experts)))
         self._layers: list[LayerReport] = []
         self._empty: dict[int, int] = {}
@@ -129,7 +133,7 @@ class Reporter:
         for expert in np.flatnonzero(~rows.any(axis=1)).tolist():
             self._empty[expert] = self._empty.get(expert, 0) + 1
         worst = worst_pair(overlap)
-        number = condition(rows)
+        number = condition(rows, centred=self._centred)
         found = balance(rows, probes, self._groups, self._chosen)
         self._layers.append(
             LayerReport(
@@ -157,7 +161,7 @@ class Reporter:
 
     def _notes(self) -> list[str]:
         notes = [
-            f"expert {self._experts[expert]}: the router row is zero in {_layers(count, len(self._layers))}: "
+            f"{self._experts[expert]}: the router row is zero in {_layers(count, len(self._layers))}: "
             "its prompts cancel out"
             for expert, count in sorted(self._empty.items())
         ]
@@ -180,17 +184,18 @@ class Reporter:
             pair = (
                 f"; most alike are {self._experts[first]} and {self._experts[second]} (cosine {cosine:.3f})"
             )
+        otherwise = "" if self._centred else ", or centre the rows"
         return [
             f"in {_layers(len(poor), len(self._layers))} the router rows are nearly dependent: condition "
             f"number up to {number}, above {CONDITION_LIMIT:g}{pair}. Make the experts' prompts differ "
-            "more, or centre the rows"
+            f"more{otherwise}"
         ]
 
     def _balance_notes(self) -> list[str]:
         own = np.mean([layer.balance.own for layer in self._layers], axis=0)
         chance = self._chosen / len(self._experts)
         return [
-            f"expert {label}: only {share:.0%} of its own prompts choose it (by chance {chance:.0%} would)"
+            f"{label}: only {share:.0%} of its own prompts choose it (by chance {chance:.0%} would)"
             for label, share in zip(self._experts, own.tolist(), strict=True)
             if share < chance
         ]

@@ -68,11 +68,18 @@ def normalise(x: Array) -> Array:
     return unit
 
 
-def condition(rows: Array) -> float | None:
-    """The ratio of the largest and the smallest singular value; None if the rows are linearly dependent."""
-    values = np.linalg.svd(rows.astype(np.float64), compute_uv=False)
+def condition(rows: Array, *, centred: bool = False) -> float | None:
+    """The ratio of the largest and the smallest singular value; None if the rows are linearly dependent.
+
+    Args:
+        rows: ``[experts, hidden]``.
+        centred: the rows cancel out by construction, so that one of them follows from the others. That
+            says nothing about them: they are dependent only beyond it.
+    """
+    rank = len(rows) - 1 if centred and len(rows) > 1 else len(rows)
+    values = np.linalg.svd(rows.astype(np.float64), compute_uv=False)[:rank]
     # float32 rows that are equal on paper differ in their last bits.
-    if len(rows) > rows.shape[1] or values[-1] <= values[0] * np.finfo(np.float32).eps:
+    if rank > rows.shape[1] or values[-1] <= values[0] * np.finfo(np.float32).eps:
         return None
     return float(values[0] / values[-1])
 
