@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 
 import mergegraph
 from mergegraph.engine.verbs import write_lock
-from mergegraph.errors import PlanError, ResumeError
+from mergegraph.errors import MemoryBudgetError, PlanError, ResumeError
 from mergegraph.graph.outline import outline
 from mergegraph.graph.text import explain_text
 from mergegraph.runtime.events import RunReport
@@ -959,3 +959,14 @@ def test_a_fused_projection_of_a_merge_is_taken_apart_as_it_is_computed(tmp_path
     qkv = whole[LAYER + "self_attn.qkv_proj.weight"]
     projections = [found[LAYER + f"self_attn.{n}_proj.weight"] for n in "qkv"]
     assert np.array_equal(np.concatenate(projections), qkv)
+
+
+def test_running_the_base_model_is_part_of_the_memory_proof(models: Models, tmp_path: Path) -> None:
+    """Transformers and a layer are held while rows are computed: a budget has to have room for them."""
+    drawn = mergegraph.compile_plan(written(tmp_path, moe(models)))
+    path = written(tmp_path, moe(models, gate_mode="hidden"))
+    computed = mergegraph.compile_plan(path)
+    assert computed.schedule.peak_bytes > drawn.schedule.peak_bytes + 300 * 2**20
+    with pytest.raises(MemoryBudgetError, match="the router rows"):
+        mergegraph.compile_plan(path, memory="200MiB")
+    mergegraph.compile_plan(written(tmp_path, moe(models, gate_mode="cheap_embed")), memory="200MiB")

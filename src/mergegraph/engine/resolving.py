@@ -154,7 +154,8 @@ def _resolve_moe(
     if reads_prompts(plan.gate_mode):
         rows = rows_work(plan, base, rows_key(plan, base), compiled)
     facts = compiled.facts or {}
-    title = f"{facts.get('architecture')} of {facts.get('experts')} experts"
+    count = facts.get("experts")
+    title = f"{facts.get('architecture')} of {count} expert{'' if count == 1 else 's'}"
     return Resolved(title, every, base.donor, compiled, rows=rows)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mergegraph.checkpoint.index import CheckpointIndex, TensorEntry
+from mergegraph.checkpoint.names import layer_and_suffix
 from mergegraph.compiler.inputs import Input
 from mergegraph.compiler.merge import Compiled
 from mergegraph.compiler.models import Model
@@ -29,6 +30,14 @@ OnTokens = Callable[[int, int], None]
 """(tokens that have passed a layer, how many will)"""
 
 
+_LIBRARIES = 360 << 20
+"""What torch and transformers take once they are loaded; they stay."""
+_STATES = 96 << 20
+"""What a batch of prompts takes on its way through a layer."""
+_TOKENS = 24 << 20
+"""What the tokenizer and embedding rows take."""
+
+
 @dataclass(frozen=True)
 class RowsWork:
     """Rows that are not there yet: what they are computed from, and how they will be loaded.
@@ -44,6 +53,23 @@ class RowsWork:
     index: CheckpointIndex
     plan: MoePlan
     base: Model
+
+    def memory(self, running: int) -> int:
+        """Most bytes held while rows are computed, or by a run of `running` bytes after it.
+
+        Modes that run the base model hold one layer, as it is stored and as it is computed with.
+        """
+        if self.plan.gate_mode == "cheap_embed":
+            return running + _TOKENS
+        layers: dict[str, int] = {}
+        for name, output in self.base.outputs.items():
+            layer, _ = layer_and_suffix(name)
+            if layer:
+                layers[layer] = layers.get(layer, 0) + output.spec.nbytes
+        largest = max((o.spec.nbytes for o in self.base.outputs.values()), default=0)
+        kept = largest if self.base.merged is not None else 0
+        forward = _TOKENS + _STATES + 2 * max(layers.values(), default=0) + kept
+        return _LIBRARIES + max(forward, running)
 
     def compute(
         self, fetched: Mapping[str, Input], device: str, on_tokens: OnTokens

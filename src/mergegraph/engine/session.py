@@ -50,6 +50,7 @@ class Session:
         self._baseline = baseline
         self._next_event = 0.0
         self._routers: dict[str, Any] | None = None
+        self._cached = False
         self._rows: str | None = None
 
     def run(self) -> RunReport:
@@ -89,7 +90,7 @@ class Session:
         index, artefact = work.compute(
             fetched, self._devices[0], lambda done, total: self._on_event(Routing(done, total))
         )
-        self._routers = {**artefact.report.as_dict(), "cached": artefact.cached}
+        self._routers, self._cached = artefact.report.as_dict(), artefact.cached
         self._rows = artefact.path.stem  # a digest of everything that decides them
         return {work.key: index}
 
@@ -141,6 +142,7 @@ class Session:
             parameters={
                 "assignments": [a.as_dict() for a in compiled.report.parameters],
                 "seed": compiled.seed,
+                **({} if self._routers is None else {"routers": self._routers}),
             },
             checksums=dict(sorted(outcomes.checksums.items())),
             versions={"mergegraph": VERSION, "numpy": np.__version__},
@@ -187,7 +189,7 @@ class Session:
             resumed=outcomes.resumed,
             device=", ".join(self._devices),
             threads=compiled.schedule.workers,
-            routers=self._routers,
+            routers=None if self._routers is None else {**self._routers, "cached": self._cached},
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from mergegraph.engine.opening import open_model
 from mergegraph.engine.overview import checkpoint_facts, plan_summary
 from mergegraph.engine.resolving import Explainer, Resolved, resolve
 from mergegraph.engine.rows import RowsWork
-from mergegraph.errors import ExecutionError, PlanError, Problem, did_you_mean
+from mergegraph.errors import ExecutionError, MemoryBudgetError, PlanError, Problem, did_you_mean
 from mergegraph.graph.graph import FILL, Graph
 from mergegraph.graph.text import explain_text
 from mergegraph.plan.kinds import AnyPlan
@@ -168,6 +168,12 @@ def _scheduled(
     indexes = {model.key: model.index for model in resolved.inputs.values()}
     if rows is not None:
         indexes[rows.key] = rows.index
+    scheduled = schedule(compiled.graph, layout, indexes, threads=limits.threads, budget=limits.memory)
+    if rows is not None:
+        peak = rows.memory(scheduled.peak_bytes)
+        if peak > limits.memory:
+            raise MemoryBudgetError("the router rows", peak, limits.memory)
+        scheduled = replace(scheduled, peak_bytes=peak)
     return Compiled(
         plan=plan,
         title=resolved.title,
@@ -179,7 +185,7 @@ def _scheduled(
         facts=compiled.facts,
         rows=rows,
         layout=layout,
-        schedule=schedule(compiled.graph, layout, indexes, threads=limits.threads, budget=limits.memory),
+        schedule=scheduled,
         seed=seed,
         expert_layout=expert_layout,
         settings=resolved.settings,
