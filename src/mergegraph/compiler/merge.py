@@ -224,7 +224,7 @@ class _Compiler:
             models = [o for o in present if o.source.model != base_ref]
         least, most = self.method.inputs
         if self.method.base == "required" and base is None:
-            if most == 1 and len(models) == 1:
+            if most == 1 and len(models) == 1 and self.plan.unmatched != "drop":
                 return models[0], []
             return self._unmatched(group, models)
         if base is not None and len(models) < least:

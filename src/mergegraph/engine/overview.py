@@ -16,6 +16,7 @@ from mergegraph.compiler.report import CompileReport
 from mergegraph.engine.rows import RowsWork
 from mergegraph.graph.graph import Graph, SourceTensor
 from mergegraph.plan.values import ModelRef
+from mergegraph.schedule.memory import program_bytes
 from mergegraph.schedule.schedule import Schedule
 from mergegraph.storage.files import free_bytes
 from mergegraph.tensorspec import TensorSpec, format_bytes
@@ -59,7 +60,7 @@ def plan_summary(
         "partial": [{"tensor": p.tensor, "missing_from": list(p.missing_from)} for p in report.partial],
         "config_differences": [{"key": d.key, "values": dict(d.values)} for d in report.config_differences],
         "sidecars": list(donor.index.sidecars),
-        "notes": [*report.notes, *_disk_notes(layout.file_bytes)],
+        "notes": [*report.notes, *_whole_notes(schedule), *_disk_notes(layout.file_bytes)],
         "problems": [],
     }
 
@@ -81,6 +82,20 @@ def _outputs(graph: Graph, layout: OutputLayout) -> list[dict[str, Any]]:
 def _bytes(source: SourceTensor, spec: TensorSpec) -> int:
     """What is read of a stored tensor: all of it, or a part."""
     return spec.nbytes if source.view is None else source.view.numel * spec.dtype.bits // 8
+
+
+def _whole_notes(schedule: Schedule) -> list[str]:
+    """Which tensors are not streamed, and what the most expensive of them takes."""
+    needs = {
+        program.tensor: program_bytes(program, schedule.tile, 1)
+        for program in schedule.programs
+        if any(phase.whole for phase in program.phases)
+    }
+    if not needs:
+        return []
+    worst = max(needs, key=needs.__getitem__)
+    size = format_bytes(needs[worst])
+    return [f"{len(needs):,} tensors are taken whole, not in tiles: {worst} needs {size} for each thread"]
 
 
 def _disk_notes(needed: int) -> list[str]:
