@@ -113,6 +113,8 @@ def main(plan: str, out: str, options: str = "{}") -> None:
     wanted = json.loads(options)
     die = wanted.get("die")
     if die:
+        # Shells start background jobs with this signal ignored, and the suite may be one.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         _die_at(die["at"], die["after"], wanted.get("signal", "SIGKILL"))
     if wanted.get("cli"):
         from mergegraph.cli.app import main as command_line

@@ -137,6 +137,9 @@ def test_finer_experts_answer_as_the_dense_model_does(
 ) -> None:
     """Two copies in four parts each; the parts of a copy have equal router rows, so they go together."""
     plan = upcycled(dense, variant, architecture, experts=8, experts_per_token=active, granularity=4)
+    if architecture == "lfm2_moe":
+        # It adds 1e-6 to what it divides by, which counts where large rows make the weights of all small.
+        plan["router"] = {"std": 0.2}
     model = run(plan, tmp_path / "out", expert_layout=layout)
     for rows in routers_of(model, 8):
         first, second = rows[:4], rows[4:]
