@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -77,6 +79,15 @@ def promote(dtypes: list[DType]) -> DType:
     if DType.F64 in kinds:
         return DType.F64
     return DType.F32
+
+
+def heaviest(specs: Iterable[TensorSpec]) -> DType | None:
+    """Return the float dtype that most bytes of `specs` are in; None if none is."""
+    sizes: Counter[DType] = Counter()
+    for spec in specs:
+        if spec.dtype.arithmetic:
+            sizes[spec.dtype] += spec.nbytes
+    return sizes.most_common(1)[0][0] if sizes else None
 
 
 class Space(Enum):

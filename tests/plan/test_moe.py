@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from mergegraph.errors import PlanError
 from mergegraph.graph.node import Origin
 from mergegraph.plan.kinds import AnyPlan, parse_any, read_any
 from mergegraph.plan.merge import MergePlan
@@ -17,6 +16,7 @@ from mergegraph.plan.source import Problems
 from mergegraph.plan.surgery import AlignPlan, ExtractPlan, PrunePlan, UpcyclePlan
 from mergegraph.plan.values import ModelRef
 from mergegraph.tensorspec import DType
+from tests.plan.refusals import refusal
 
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs" / "moe").glob("*.yml"))
 
@@ -74,15 +74,6 @@ def moe(text: str) -> MoePlan:
     plan = parse_any(text, "p.yml")
     assert isinstance(plan, MoePlan)
     return plan
-
-
-def refusal(text: str) -> list[tuple[int, str]]:
-    """Return (line, text) of each problem; each must have a place and a hint."""
-    with pytest.raises(PlanError) as caught:
-        parse_any(text, "p.yml")
-    problems = caught.value.problems
-    assert all(p.where and p.hint for p in problems)
-    return [(int((p.where or "").removeprefix("p.yml:")), str(p)) for p in problems]
 
 
 def plan_with(*lines: str, mode: str = "random") -> str:

@@ -6,7 +6,6 @@ from typing import TypeVar
 
 import pytest
 
-from mergegraph.errors import PlanError
 from mergegraph.plan.kinds import parse_any, read_any
 from mergegraph.plan.merge import MergePlan
 from mergegraph.plan.router import RouterOptions
@@ -14,6 +13,7 @@ from mergegraph.plan.source import Problems
 from mergegraph.plan.surgery import AlignPlan, ExtractPlan, PrunePlan, ScoreFile, UpcyclePlan
 from mergegraph.plan.values import ModelRef
 from mergegraph.tensorspec import DType
+from tests.plan.refusals import refusal
 
 Plan = TypeVar("Plan", UpcyclePlan, ExtractPlan, PrunePlan, AlignPlan)
 
@@ -27,15 +27,6 @@ def read(kind: type[Plan], text: str) -> Plan:
     plan = parse_any(text, "p.yml")
     assert isinstance(plan, kind)
     return plan
-
-
-def refusal(text: str) -> list[tuple[int, str]]:
-    """Return (line, text) of each problem; each must have a place and a hint."""
-    with pytest.raises(PlanError) as caught:
-        parse_any(text, "p.yml")
-    problems = caught.value.problems
-    assert all(p.where and p.hint for p in problems)
-    return [(int((p.where or "").removeprefix("p.yml:")), str(p)) for p in problems]
 
 
 def test_upcycling_is_read_completely() -> None:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from mergegraph.architectures.dense import Body, Dense, Matrix
 from mergegraph.architectures.dense_families import dense_family
+from mergegraph.architectures.inverse import stated, ways_back
 from mergegraph.architectures.moe import Back, Fill, MoeFamily, Obstacle, OutTensor, Part, Recipe
 from mergegraph.architectures.moe_config import LEFT
 from mergegraph.architectures.moe_layer import MoeLayer, moe_layer
@@ -82,22 +83,15 @@ def dense_recipe(
     return Recipe(config, tuple(maker.tensors()))
 
 
-def _value(family: MoeFamily, back: Back, config: Mapping[str, Any], key: str) -> Any:
-    rope = config.get("rope_parameters") or {}
-    if key == "partial_rotary_factor" and key in rope:
-        return rope[key]
-    return config.get(key, back.otherwise.get(key, family.defaults.get(key)))
-
-
 def _back(family: MoeFamily, config: Mapping[str, Any]) -> Back | Obstacle:
-    for back in family.back:
-        if all(_value(family, back, config, key) in values for key, values in back.when.items()):
-            return back
+    fitting = ways_back(family, config)
+    if fitting:
+        return fitting[0]
     if not family.back:
         message = f"no dense family has the body of a {family.name} model"
         return Obstacle(message, "model")
     wanted = dict.fromkeys(key for back in family.back for key in back.when)
-    has = ", ".join(f"{key}: {_value(family, family.back[0], config, key)}" for key in wanted)
+    has = ", ".join(f"{key}: {stated(family, family.back[0], config, key)}" for key in wanted)
     return Obstacle(f"no dense family has the body of a {family.name} model with {has}", "model")
 
 

@@ -21,7 +21,7 @@ from mergegraph.graph.graph import Graph, Output, Piece, SourceTensor, filled
 from mergegraph.graph.node import Node, Origin
 from mergegraph.graph.simplify import simplify
 from mergegraph.ops import affine, cast, gate, load, noise, spread, stream
-from mergegraph.tensorspec import DType, TensorSpec
+from mergegraph.tensorspec import DType, TensorSpec, heaviest
 
 _LAYER = re.compile(r"\.[0-9]+\.")
 _DOWN = ("down_proj.weight", "w2.weight", "output_linear.weight")
@@ -302,8 +302,4 @@ def output_dtype(stated: DType | None, config: Mapping[str, Any], specs: Mapping
         found = next((d for d in DType if d.torch_name == config.get(key) and d.arithmetic), None)
         if found is not None:
             return found
-    sizes: Counter[DType] = Counter()
-    for spec in specs.values():
-        if spec.dtype.arithmetic:
-            sizes[spec.dtype] += spec.nbytes
-    return sizes.most_common(1)[0][0] if sizes else DType.F32
+    return heaviest(specs.values()) or DType.F32

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from typing import Any
@@ -14,7 +13,7 @@ from mergegraph.compiler.layerwise import Layers, renumber
 from mergegraph.graph.graph import Graph
 from mergegraph.plan.merge import MergePlan, Slice
 from mergegraph.plan.values import ModelRef
-from mergegraph.tensorspec import DType
+from mergegraph.tensorspec import DType, heaviest
 
 _DTYPE_KEYS = ("dtype", "torch_dtype")
 
@@ -49,21 +48,24 @@ def _layers(slices: tuple[Slice, ...], inputs: Mapping[ModelRef, Input]) -> Laye
 
 def _set_dtype(config: dict[str, Any], plan: MergePlan, graph: Graph) -> None:
     """State the dtype that most of the output is in; a nested config may keep one that some of it is in."""
-    sizes: Counter[DType] = Counter()
-    for output in graph.outputs.values():
-        if output.spec.dtype.arithmetic:
-            sizes[output.spec.dtype] += output.spec.nbytes
+    specs = [output.spec for output in graph.outputs.values() if output.spec.dtype.arithmetic]
     forced = plan.out_dtype or plan.dtype
-    wanted = forced or (sizes.most_common(1)[0][0] if sizes else None)
+    wanted = forced or heaviest(specs)
     if wanted is None:
         return
     for key in [key for key in _DTYPE_KEYS if key in config] or ["torch_dtype"]:
         config[key] = wanted.torch_name
-    written = [] if forced else [dtype.torch_name for dtype in sizes]
+    written = [] if forced else list(dict.fromkeys(spec.dtype.torch_name for spec in specs))
     for name, part in _nested(config):
         for key in _DTYPE_KEYS:
             if part.get(key) is not None and (name in NESTED or part[key] not in written):
                 part[key] = wanted.torch_name
+
+
+def state_dtype(config: dict[str, Any], dtype: DType) -> None:
+    """Say that all of a model is in `dtype`, in the key that every loader knows."""
+    config["torch_dtype"] = dtype.torch_name
+    config.pop("dtype", None)
 
 
 def _nested(config: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:

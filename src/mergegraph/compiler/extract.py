@@ -17,6 +17,7 @@ from mergegraph.architectures.roles import is_derived, is_head
 from mergegraph.checkpoint.names import layer_and_suffix
 from mergegraph.checkpoint.view import View
 from mergegraph.compiler.checks import is_quantised
+from mergegraph.compiler.config import state_dtype
 from mergegraph.compiler.inputs import Input
 from mergegraph.compiler.merge import Compiled
 from mergegraph.compiler.report import CompileReport, Dropped
@@ -82,8 +83,7 @@ def compile_extract(plan: ExtractPlan, model: Input) -> Compiled:
     config = tidied(back, made.recipe.config)
     stated = plan.out_dtype or plan.dtype
     if stated is not None:
-        config["torch_dtype"] = stated.torch_name
-        config.pop("dtype", None)
+        state_dtype(config, stated)
     notes = (*plan.notes, *made.recipe.notes, *_remarks(mixture))
     report = CompileReport((), _dropped(mixture, graph), (), notes, ())
     return Compiled(graph, config, report, _facts(mixture, back, graph))

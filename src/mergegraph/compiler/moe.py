@@ -12,6 +12,7 @@ from mergegraph.architectures.recipe import recipe
 from mergegraph.architectures.roles import is_derived
 from mergegraph.compiler.build import Adjust, Building, Parts, Router, facts, output_dtype
 from mergegraph.compiler.checks import is_quantised
+from mergegraph.compiler.config import state_dtype
 from mergegraph.compiler.merge import Compiled
 from mergegraph.compiler.models import Model
 from mergegraph.compiler.report import CompileReport, Dropped
@@ -86,8 +87,8 @@ def compile_mixture(request: Request, models: Mixture, parts: Parts) -> Compiled
     graph = building.graph(made)
     problems.extend(building.problems)
     problems.raise_if_any()
-    config = {**made.config, "torch_dtype": parts.dtype.torch_name}
-    config.pop("dtype", None)
+    config = dict(made.config)
+    state_dtype(config, parts.dtype)
     return Compiled(
         graph,
         config,

@@ -15,6 +15,7 @@ from mergegraph.checkpoint.names import layer_and_suffix
 from mergegraph.checkpoint.view import View
 from mergegraph.compiler.build import Adjust, Parts, Router, output_dtype
 from mergegraph.compiler.checks import is_quantised
+from mergegraph.compiler.config import state_dtype
 from mergegraph.compiler.experts import Place, output_form, stored_outputs
 from mergegraph.compiler.inputs import NESTED, Input
 from mergegraph.compiler.merge import Compiled
@@ -128,8 +129,7 @@ def compile_prune(plan: PrunePlan, model: Input, keep: Picks, layout: ExpertLayo
         cast_to = plan.out_dtype or plan.dtype
         if cast_to is not None:
             logical = {n: _in_dtype(o, _dtype_of(n, family, cast_to)) for n, o in logical.items()}
-            config["torch_dtype"] = cast_to.torch_name
-            config.pop("dtype", None)
+            state_dtype(config, cast_to)
         stored = stored_outputs(logical, form)
         graph = Graph({name: _leading(output, model) for name, output in stored.items()})
     except GraphError as error:

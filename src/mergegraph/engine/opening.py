@@ -72,6 +72,11 @@ def inputs_of(refs: Iterable[ModelRef], donor: ModelRef | None, opened: Opened) 
     return inputs
 
 
+def input_alone(ref: ModelRef, opened: Opened) -> Input:
+    """An opened model with its names in its own spelling."""
+    return inputs_of([ref], ref, opened)[ref]
+
+
 def open_inputs(plan: MergePlan, problems: Problems, opened: Opened | None = None) -> dict[ModelRef, Input]:
     """The models of a merge, opened now unless they are in `opened`; what cannot be is left out."""
     known = open_all(plan, problems) if opened is None else opened

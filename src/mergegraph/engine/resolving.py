@@ -10,7 +10,7 @@ from mergegraph.compiler.merge import Compiled, compile_merge, donor_of, find_pr
 from mergegraph.compiler.models import Model, checkpoint_model, merged_model
 from mergegraph.compiler.moe import Mixture, compile_moe, rows_key
 from mergegraph.compiler.resolver import Setting
-from mergegraph.engine.opening import Opened, inputs_of, open_all, open_inputs
+from mergegraph.engine.opening import Opened, input_alone, inputs_of, open_all, open_inputs
 from mergegraph.engine.rows import RowsWork, check_rows, rows_work
 from mergegraph.engine.surgery import Asked, resolve_surgery
 from mergegraph.errors import PlanError
@@ -149,7 +149,7 @@ def _resolve_moe(
     assert base is not None and backbone is not None
     mixture = Mixture(base, [m for m in experts if m], [m for m in shared if m], backbone)
     compiled = compile_moe(plan, mixture, seed, layout)
-    every = {ref: _input(ref, inputs, opened) for ref in plan.referenced_models()}
+    every = {ref: inputs.get(ref) or input_alone(ref, opened) for ref in plan.referenced_models()}
     rows = None
     if reads_prompts(plan.gate_mode):
         rows = rows_work(plan, base, rows_key(plan, base), compiled)
@@ -164,8 +164,3 @@ def _needs_base(method: str) -> bool:
         return get_method(method, None).base == "required"
     except PlanError:
         return False  # said when the merge is compiled
-
-
-def _input(ref: ModelRef, inputs: Mapping[ModelRef, Input], opened: Opened) -> Input:
-    found = inputs.get(ref)
-    return inputs_of([ref], ref, opened)[ref] if found is None else found

@@ -32,6 +32,7 @@ from mergegraph.version import NUMERICS, VERSION
 
 if TYPE_CHECKING:
     from mergegraph.engine.verbs import Compiled
+    from mergegraph.routing.gates import GateArtefact
 
 _EVENT_SECONDS = 0.1
 
@@ -49,9 +50,7 @@ class Session:
         self._on_event = on_event
         self._baseline = baseline
         self._next_event = 0.0
-        self._routers: dict[str, Any] | None = None
-        self._cached = False
-        self._rows: str | None = None
+        self._rows: GateArtefact | None = None
 
     def run(self) -> RunReport:
         """Execute, write everything beside the weights, publish."""
@@ -87,11 +86,9 @@ class Session:
         if work is None:
             return {}
         fetched = {model.key: model for model in inputs.values()}
-        index, artefact = work.compute(
+        index, self._rows = work.compute(
             fetched, self._devices[0], lambda done, total: self._on_event(Routing(done, total))
         )
-        self._routers, self._cached = artefact.report.as_dict(), artefact.cached
-        self._rows = artefact.path.stem  # a digest of everything that decides them
         return {work.key: index}
 
     def _clear_strays(self, staging: Path) -> None:
@@ -118,7 +115,8 @@ class Session:
             "seed": compiled.seed,
             "backend": "cpu" if self._devices[0] == "cpu" else "cuda",
             "inputs": {model.key: input_stamps(model.index) for model in inputs},
-            "rows": self._rows,
+            # The name of their file is a digest of everything that decides them.
+            "rows": None if self._rows is None else self._rows.path.stem,
         }
 
     def _write_sidecars(self, staging: Path, donor: Input, outcomes: Outcomes) -> None:
@@ -142,7 +140,7 @@ class Session:
             parameters={
                 "assignments": [a.as_dict() for a in compiled.report.parameters],
                 "seed": compiled.seed,
-                **({} if self._routers is None else {"routers": self._routers}),
+                **({} if self._rows is None else {"routers": self._rows.report.as_dict()}),
             },
             checksums=dict(sorted(outcomes.checksums.items())),
             versions={"mergegraph": VERSION, "numpy": np.__version__},
@@ -162,7 +160,7 @@ class Session:
         self._on_event(Advanced(done, total, tally.read, tally.written, program.tensor))
 
     def _report(self, outcomes: Outcomes, seconds: float) -> RunReport:
-        compiled, tally = self._compiled, outcomes.tally
+        compiled, tally, rows = self._compiled, outcomes.tally, self._rows
         kinds = [output.kind for output in compiled.graph.outputs.values()]
         stages: dict[Stage, float] = {
             "read": tally.read_seconds,
@@ -189,7 +187,7 @@ class Session:
             resumed=outcomes.resumed,
             device=", ".join(self._devices),
             threads=compiled.schedule.workers,
-            routers=None if self._routers is None else {**self._routers, "cached": self._cached},
+            routers=None if rows is None else {**rows.report.as_dict(), "cached": rows.cached},
         )
 
 

@@ -12,7 +12,7 @@ from mergegraph.compiler.merge import Compiled, compile_merge, donor_of
 from mergegraph.compiler.models import Model
 from mergegraph.compiler.selection import Picks, experts_in
 from mergegraph.compiler.surgery import compile_prune, compile_upcycle
-from mergegraph.engine.opening import Opened, fetched, inputs_of
+from mergegraph.engine.opening import Opened, fetched, input_alone
 from mergegraph.errors import GraphError
 from mergegraph.methods.base import MergeMethod
 from mergegraph.plan.merge import MergePlan
@@ -85,7 +85,7 @@ def resolve_surgery(
 def _only(ref: ModelRef, asked: Asked) -> Input:
     """The one checkpoint of a plan."""
     asked.problems.raise_if_any()
-    return inputs_of([ref], ref, asked.opened)[ref]
+    return input_alone(ref, asked.opened)
 
 
 def _upcycle(plan: UpcyclePlan, asked: Asked, open_model: OpenModel) -> Operation:
@@ -93,7 +93,7 @@ def _upcycle(plan: UpcyclePlan, asked: Asked, open_model: OpenModel) -> Operatio
     asked.problems.raise_if_any()
     assert model is not None
     compiled = compile_upcycle(plan, model, asked.seed, asked.layout)
-    inputs = {ref: inputs_of([ref], ref, asked.opened)[ref] for ref in plan.referenced_models()}
+    inputs = {ref: input_alone(ref, asked.opened) for ref in plan.referenced_models()}
     return Operation(f"upcycle ({plan.method})", inputs, model.donor, compiled)
 
 

@@ -125,6 +125,13 @@ def uniform(high, low, e):  # type: ignore[no-untyped-def]
     return f32(u32(z >> u64(40))) * f32(5.9604644775390625e-08)
 
 
+@jit
+def uniforms(high, low, out):  # type: ignore[no-untyped-def]
+    """Fill `out` with the first elements of the stream ``(high, low)``."""
+    for e in range(out.shape[0]):
+        out[e] = uniform(high, low, e)
+
+
 @helper
 def normal(high, low, e):  # type: ignore[no-untyped-def]
     """Element `e` of the standard normal stream ``(high, low)``, in float64 (Box and Muller 1958)."""

@@ -6,26 +6,16 @@ from typing import Any
 
 import numpy as np
 
+from mergegraph.kernels import fused
 from mergegraph.kernels.reduction import Array
 
 Tensor = Any
-_GOLDEN, _MIX1, _MIX2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
-_ALL = 2**64 - 1
 
 
 def numbers(stream: Array, count: int) -> Array:
     """The first `count` numbers of a stream: those of `mergegraph.kernels.random`, without torch."""
-    key = ((int(stream[0]) << 24) | int(stream[1])) + _GOLDEN
-    start = int(_mixed(np.array([key & _ALL], dtype=np.uint64))[0])
-    index = np.arange(1, count + 1, dtype=np.uint64)
-    found: Array = (_mixed(np.uint64(start) + index * np.uint64(_GOLDEN)) >> np.uint64(40)).astype(np.float64)
-    return found * 2.0**-24
-
-
-def _mixed(z: Array) -> Array:
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(_MIX1)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(_MIX2)
-    found: Array = z ^ (z >> np.uint64(31))
+    found = np.empty(count)
+    fused.uniforms(stream[0], stream[1], found)
     return found
 
 
