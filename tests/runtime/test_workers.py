@@ -21,7 +21,7 @@ from mergegraph.kernels.reduction import CHUNK
 from mergegraph.runtime.executor import phase_functions, stored_checksum
 from mergegraph.runtime.progress import Job, JobResult, Progress
 from mergegraph.runtime.workers import Failure, Pool, Worker, checksum
-from mergegraph.schedule.memory import TILE
+from mergegraph.schedule.memory import JOB_TILES, TILE
 from mergegraph.schedule.tiling import Program
 from mergegraph.tensorspec import DType, TensorSpec
 from tests.runtime.harness import Memory, normal, program_of
@@ -124,9 +124,9 @@ def test_copies_have_checksums_like_everything_else() -> None:
 
 
 def test_a_job_touches_its_own_range_only() -> None:
-    setup = Setup(total, torch.ones(40 * TILE), torch.ones(40 * TILE))
+    setup = Setup(total, torch.ones(4 * JOB_TILES * TILE), torch.ones(4 * JOB_TILES * TILE))
     jobs = setup.progress.start()
-    assert len(jobs) == 5
+    assert len(jobs) == 4
     tally = setup.worker.execute(jobs[2]).tally
     touched = np.flatnonzero(setup.memory.written)
     assert (touched[0], touched[-1] + 1) == (4 * jobs[2].begin, 4 * jobs[2].end)

@@ -104,7 +104,7 @@ def test_counts_do_not_grow_with_the_tensor() -> None:
 def test_tiles_are_whole_chunks_and_chunks_whole_rows() -> None:
     (phase,) = program(rows((1000, 1000))).phases
     assert phase.chunk == 65_000
-    assert tile_elements(phase, TILE) == 130_000
+    assert tile_elements(phase, 2 * CHUNK) == 130_000
     assert tile_elements(phase, 1) == 65_000
     (wide,) = program(rows((3, 1_000_000))).phases
     assert tile_elements(wide, TILE) == 1_000_000

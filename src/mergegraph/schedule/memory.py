@@ -14,9 +14,9 @@ from mergegraph.graph.node import Node
 from mergegraph.kernels.reduction import CHUNK
 from mergegraph.schedule.tiling import Phase, Program
 
-TILE = 2 * CHUNK
-"""Preferred elements per tile: a few operands of it fit in a core's L2 cache."""
-JOB_TILES = 8
+TILE = 8 * CHUNK
+"""Preferred elements per tile: large enough that handing over calls and locks costs little (measured)."""
+JOB_TILES = 4
 """Tiles per job handed to a worker, or more to fill rows of state: enough to amortise the hand-over."""
 JOBS_PER_WORKER = 2
 """Jobs handed out ahead, so that no worker waits for the coordinator."""

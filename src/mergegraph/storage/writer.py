@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -45,6 +46,8 @@ class OutputWriter:
         self._staging = staging
         self._layout = layout
         self._pool: FilePool[int] = FilePool(self._open, max_open)
+        # Systems let one thread at a time write to a file, and the others spin: here they sleep.
+        self._turns = [Lock() for _ in layout.shards]
         self._create(resume)
 
     def write(self, tensor: str, offset: int, buffer: Buffer) -> None:
@@ -57,7 +60,7 @@ class OutputWriter:
         shard, position, view = self._range(tensor, offset, buffer)
         if not view:
             return
-        with self._pool.use(shard) as descriptor:
+        with self._pool.use(shard) as descriptor, self._turns[shard]:
             try:
                 while view:
                     done = os.pwrite(descriptor, view, position)
