@@ -18,15 +18,21 @@ _F32 = Real("f32", "f32(0.0)", "f32(1.0)")
 _F64 = Real("f64", "0.0", "1.0")
 _READ = {DType.BF16: "up_bf16({})", DType.F16: "up_f16({})", DType.F32: "{}", DType.F64: "{}"}
 _WRITE = {DType.BF16: "down_bf16({})", DType.F16: "down_f16({})", DType.F32: "f32({})", DType.F64: "f64({})"}
-_NOT_FINITE = {
-    DType.BF16: "(word & u16(0x7F80)) == u16(0x7F80)",
-    DType.F16: "(word & u16(0x7C00)) == u16(0x7C00)",
-    DType.F32: "not (abs(word) <= f32(3.4028234663852886e38))",
-    DType.F64: "not (abs(word) <= 1.7976931348623157e308)",
+_EXPONENT = {
+    DType.BF16: "u16({} & u16(0x7F80))",
+    DType.F16: "u16({} & u16(0x7C00))",
+    DType.F32: "u32(f32({}).view(u32) & u32(0x7F800000))",
+    DType.F64: "u64(f64({}).view(u64) & u64(0x7FF0000000000000))",
+}
+_ALL_ONES = {
+    DType.BF16: "u16(0x7F80)",
+    DType.F16: "u16(0x7C00)",
+    DType.F32: "u32(0x7F800000)",
+    DType.F64: "u64(0x7FF0000000000000)",
 }
 _HEADER = """\
 from mergegraph.kernels.fused import (
-    down_bf16, down_f16, f32, f64, jit, normal, round_bf16, round_f16, round_f32, round_f64, u16, u32,
+    down_bf16, down_f16, f32, f64, jit, normal, round_bf16, round_f16, round_f32, round_f64, u16, u32, u64,
     uniform, up_bf16, up_f16,
 )
 from mergegraph.kernels.fused_folds import (
@@ -94,14 +100,16 @@ class _Writer:
         if self.phase.reductions:
             yield f"for lo in range(0, n, {BLOCK}):"
             yield f"    m = min({BLOCK}, n - lo)"
+            yield from _indented(self._slices())
             yield from _indented(self._folds(str(CHUNK)))
         if self.phase.result is None:
             return
         if any(n.op.by_column for n in self.phase.body):
             yield from self._by_columns(self.phase.result)
         else:
-            yield "for i in range(n):"
-            yield from _indented(self._write(self.phase.result, "i"))
+            yield "lo, m = 0, n"
+            yield from self._slices()
+            yield from self._write(self.phase.result)
 
     def _by_columns(self, result: Node) -> Iterator[str]:
         """Loop over stretches of columns: a division for each element would cost more than all else."""
@@ -109,14 +117,14 @@ class _Writer:
         yield "while lo < n:"
         yield "    c = (begin + lo) % columns"
         yield "    m = min(columns - c, n - lo)"
-        yield "    for j in range(m):"
-        yield "        k = c + j"
-        yield from _indented(self._write(result, "lo + j"), 8)
+        yield from _indented(self._slices())
+        yield from _indented(self._write(result, "k = c + j"))
         yield "    lo += m"
 
     def _by_rows(self) -> Iterator[str]:
         yield "m = columns"
         yield "for lo in range(0, n, columns):"
+        yield from _indented(self._slices())
         for known in self.phase.known_rows:
             name = self.names[known.key]
             yield from _indented(_numbers(name, f"{name}[lo // columns]", known))
@@ -124,16 +132,22 @@ class _Writer:
             yield from _indented(self._row(r, row))
         yield from _indented(self._folds("chunk"))
         if self.phase.result is not None:
-            yield "    for j in range(m):"
-            yield from _indented(self._write(self.phase.result, "lo + j"), 8)
+            yield from _indented(self._write(self.phase.result))
+
+    def _slices(self) -> Iterator[str]:
+        """Views of the m elements from `lo` on: loops over ``x[lo + j]`` would not vectorise."""
+        yield from (f"y{i} = x{i}[lo : lo + m]" for i in range(len(self.phase.loads)))
+        if self.phase.result is not None:
+            yield "o = out[lo : lo + m]"
 
     def _row(self, r: int, row: Node) -> Iterator[str]:
         """Fill a ROWWISE op's block, call it, and make its per-row numbers locals."""
         real = row_real(row)
         for k, operand in enumerate(x for x in row.inputs if not x.is_stat):
+            yield f"line = rb{r}[{k}]"
             yield "for j in range(m):"
-            yield from _indented(self._element(operand, "lo + j"))
-            yield f"    rb{r}[{k}, j] = {real.type}({self._value(operand)})"
+            yield from _indented(self._element(operand))
+            yield f"    line[j] = {real.type}({self._value(operand)})"
         stats = [f"{self.names[x.key]}f64_{i}" for x in row.inputs if x.is_stat for i in range(x.spec.numel)]
         function = row.op.row.format(width=64 if real is _F64 else 32)
         first = ["at + lo"] if row.op.indexed else []
@@ -153,31 +167,43 @@ class _Writer:
             operands = tuple(x for x in reduction.inputs if not x.is_stat)
             block = filled.setdefault(tuple(x.key for x in operands), f"b{r}")
             for k, operand in enumerate(operands if block == f"b{r}" else ()):
+                yield f"line = b{r}[{k}]"
                 yield "for j in range(m):"
-                yield from _indented(self._element(operand, "lo + j"))
-                yield f"    b{r}[{k}, j] = {self._value(operand)}"
+                yield from _indented(self._element(operand))
+                yield f"    line[j] = {self._value(operand)}"
             kernel = reduction.op.implementation
             several = kernel.per_chunk and kernel.chunks(reduction.attributes) == 1
             row = f"lo // {chunk}" if several else "0"
             stats = [self.names[x.key] for x in reduction.inputs if x.is_stat]
             yield kernel.code(block, "m", f"s{r}[{row}]", stats, reduction.attributes)
 
-    def _write(self, root: Node, index: str) -> Iterator[str]:
+    def _write(self, root: Node, *before: str) -> Iterator[str]:
+        """Store the m elements from `lo` on, and count those that are not finite if there are any."""
         # A final cast is the store itself.
         source = root.inputs[0] if root.op.name == "cast" else root
-        yield from self._element(source, index)
-        yield f"word = {_WRITE[root.spec.dtype].format(self._value(source))}"
-        yield f"out[{index}] = word"
-        yield f"bad += 1 if {_NOT_FINITE[root.spec.dtype]} else 0"
+        dtype = root.spec.dtype
+        ones = _ALL_ONES[dtype]
+        # A count in the loop would cost as much as all else: its lanes are wider than those of the output.
+        yield f"top = {ones[:3]}(0)"
+        yield "for j in range(m):"
+        yield from _indented(before)
+        yield from _indented(self._element(source))
+        yield f"    word = {_WRITE[dtype].format(self._value(source))}"
+        yield "    o[j] = word"
+        yield f"    exponent = {_EXPONENT[dtype].format('word')}"
+        yield "    top = exponent if exponent > top else top"
+        yield f"if top == {ones}:"
+        yield "    for j in range(m):"
+        yield f"        bad += 1 if {_EXPONENT[dtype].format('o[j]')} == {ones} else 0"
 
-    def _element(self, root: Node, index: str) -> Iterator[str]:
-        """Statements that leave the value of `root` at element `index` in its local variable."""
+    def _element(self, root: Node) -> Iterator[str]:
+        """Statements that leave the value of `root` at element `lo + j` in its local variable."""
         wanted = _below(root)
         for i, load in enumerate(self.phase.loads):
             if load.key in wanted:
-                yield f"v{i} = {_READ[load.spec.dtype].format(f'x{i}[{index}]')}"
+                yield f"v{i} = {_READ[load.spec.dtype].format(f'y{i}[j]')}"
         if any(n.op.indexed for n in self.phase.body if n.key in wanted):
-            yield f"e = at + {index}"
+            yield "e = at + lo + j"
         for i, n in enumerate(self.phase.body):
             if n.key not in wanted or n.op.scalar is None:
                 continue
