@@ -90,14 +90,17 @@ def hold(contest: Contest, settings: Settings, work: Path, cache: str, say: str)
     if cache == "cold" and not pagecache.can_evict():
         raise Unavailable("this system does not let files be dropped from the page cache")
     written = _turn(contest.contestants[0], work)[1]
-    row: Row = {"cache": cache, "threads": contest.threads, "written": written, "floor": [], "tools": {}}
+    row: Row = {"cache": cache, "threads": contest.threads, "written": written}
+    row |= {"floor": [], "direct": [], "tools": {}}
     left = 0.0
     for number in range(settings.runs):
         print(f"{say}, {cache}: round {number + 1} of {settings.runs}", file=sys.stderr, flush=True)
-        left = max(left, _prepare(contest, cache, settings))
-        floor = _floor(contest, written, work)
-        row["read"] = floor["read"]
-        row["floor"].append({"seconds": floor["seconds"], "synced": floor["synced"]})
+        for way in ("floor", "direct"):
+            left = max(left, _prepare(contest, cache, settings))
+            floor = _floor(contest, written, work, direct=way == "direct")
+            if floor is not None:
+                row["read"] = floor["read"]
+                row[way].append({"seconds": floor["seconds"], "synced": floor["synced"]})
         for contestant in contest.contestants:
             if contestant.plays(number, cache):
                 left = max(left, _prepare(contest, cache, settings))
@@ -109,14 +112,23 @@ def _prepare(contest: Contest, cache: str, settings: Settings) -> float:
     """Make all programs start alike; return the share of the inputs that a cold cache still holds."""
     if not settings.quick:
         os.sync()  # nobody pays for what another left to be written
-    return pagecache.evict(contest.files) if cache == "cold" else 0.0
+    if cache == "cold":
+        return pagecache.evict(contest.files)
+    pagecache.warm(contest.files)
+    return 0.0
 
 
-def _floor(contest: Contest, written: int, work: Path) -> dict[str, Any]:
+def _floor(contest: Contest, written: int, work: Path, *, direct: bool) -> dict[str, Any] | None:
+    """Measure the floor; None: this file system takes no direct writes."""
     arguments: list[object] = ["--write", written, "--to", work, "--threads", contest.threads]
     for text in contest.reads:
         arguments += ["--read", text]
-    return probe("benchmarks.floor", *arguments, log=work / "floor.log")
+    if not direct:
+        return probe("benchmarks.floor", *arguments, log=work / "floor.log")
+    try:
+        return probe("benchmarks.floor", *arguments, "--direct", log=work / "direct.log")
+    except ProgramFailed:
+        return None
 
 
 def _turn(contestant: Contestant, work: Path) -> tuple[Usage, int]:
@@ -153,6 +165,12 @@ def _take_turn(contestant: Contestant, row: Row, work: Path) -> None:
 def floor_seconds(row: Row) -> float:
     """Median of the floor, the wait for the disk included, as every merge here waits for it."""
     return float(statistics.median(found["synced"] for found in row["floor"]))
+
+
+def direct_seconds(row: Row) -> float | None:
+    """Median of the floor that writes past the page cache; None if it could not be measured."""
+    found = [one["synced"] for one in row.get("direct", ())]
+    return float(statistics.median(found)) if found else None
 
 
 def wall(row: Row, tool: str) -> float | None:

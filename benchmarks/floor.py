@@ -1,8 +1,9 @@
 """The floor: read every input byte once, write every output byte once, and do nothing else.
 
-No merge can be faster than that on the same machine, so benchmarks report multiples of it. Reads go
-into one reused buffer per thread, writes come from one, into a file preallocated like the engine's
-and, like it, forced to the disk at the end.
+No merge that reads and writes the same way can be faster on the same machine, so benchmarks report
+multiples of it. Reads go into one reused buffer per thread, writes come from one, into a file preallocated
+like the engine's and, like it, forced to the disk at the end. Writes go through the page cache, one thread
+at a time (which is faster than threads that compete for the file), or with ``--direct`` past it.
 
     python -m benchmarks.floor --read bench/models/llama-1.1b/base --write 2200000000 --to bench/work
 """
@@ -11,16 +12,22 @@ from __future__ import annotations
 
 import argparse
 import json
+import mmap
 import os
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 BLOCK = 1 << 20
 """Bytes per system call: large enough to hide the call, small enough to stay in cache."""
+
+PAGE = 4096
+"""Direct writes are whole pages: the last bytes of a file that fill none are left out."""
 
 STRETCH = 32 * BLOCK
 """Consecutive bytes one thread handles, so that each reads and writes sequentially."""
@@ -49,23 +56,28 @@ def interleaved(reads: list[Job], writes: list[Job]) -> list[Job]:
     return [job for _, _, job in sorted(placed, key=lambda found: found[:2])]
 
 
-def work(jobs: list[Job]) -> None:
+def work(jobs: list[Job], turn: Lock, direct: bool) -> None:
     """Do the jobs of one thread, with buffers and descriptors of its own.
 
     The kernel reads ahead by descriptor: threads that share one keep each other from it.
     """
-    source, target = memoryview(bytearray(BLOCK)), memoryview(os.urandom(BLOCK))
+    source, target = memoryview(bytearray(BLOCK)), memoryview(mmap.mmap(-1, BLOCK))
+    target[:] = os.urandom(BLOCK)
+    writing = os.O_WRONLY | (os.O_DIRECT if direct else 0)
     with ExitStack() as opened:
         descriptors: dict[Path, int] = {}
         for job in jobs:
             if job.path not in descriptors:
-                descriptors[job.path] = os.open(job.path, os.O_WRONLY if job.output else os.O_RDONLY)
+                descriptors[job.path] = os.open(job.path, writing if job.output else os.O_RDONLY)
                 opened.callback(os.close, descriptors[job.path])
             descriptor, begin = descriptors[job.path], job.begin
             while begin < job.end:
                 count = min(BLOCK, job.end - begin)
-                if job.output:
+                if job.output and direct:
                     done = os.pwrite(descriptor, target[:count], begin)
+                elif job.output:
+                    with turn:
+                        done = os.pwrite(descriptor, target[:count], begin)
                 else:
                     done = os.preadv(descriptor, [source[:count]], begin)
                 if done == 0:
@@ -73,8 +85,12 @@ def work(jobs: list[Job]) -> None:
                 begin += done
 
 
-def measure(inputs: list[tuple[Path, int]], size: int, target: Path, threads: int) -> dict[str, Any]:
+def measure(
+    inputs: list[tuple[Path, int]], size: int, target: Path, threads: int, direct: bool = False
+) -> dict[str, Any]:
     """Time it: so many bytes of each input file, `size` bytes of output, spread over `threads`."""
+    size -= size % PAGE if direct else 0
+    turn = Lock()
     started = time.perf_counter()
     output = os.open(target, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
     try:
@@ -84,7 +100,7 @@ def measure(inputs: list[tuple[Path, int]], size: int, target: Path, threads: in
         writes = stretches(target, size, True)
         shares = [interleaved(reads[i::threads], writes[i::threads]) for i in range(threads)]
         with ThreadPoolExecutor(threads) as pool:
-            for done in [pool.submit(work, share) for share in shares]:
+            for done in [pool.submit(work, share, turn, direct) for share in shares]:
                 done.result()
         seconds = time.perf_counter() - started
         os.fsync(output)
@@ -120,9 +136,15 @@ def main() -> None:
     parser.add_argument("--write", type=int, required=True, help="bytes to write")
     parser.add_argument("--to", type=Path, required=True, help="directory to write a temporary file in")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--direct", action="store_true", help="write past the page cache")
     options = parser.parse_args()
     inputs = [pair for text in options.read for pair in input_files(text)]
-    print(json.dumps(measure(inputs, options.write, options.to / ".floor", options.threads)))
+    target = options.to / ".floor"
+    try:
+        found = measure(inputs, options.write, target, options.threads, options.direct)
+    except OSError as error:
+        sys.exit(f"{target}: {error.strerror}")
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

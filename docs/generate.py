@@ -113,8 +113,7 @@ def _meaning(op: Op) -> str:
         return "A tensor of a checkpoint, or a range of it; the runtime reads it."
     kernel = op.implementation
     if isinstance(kernel, Reduction):
-        module, _, function = kernel.fold.partition(":")
-        kernel = getattr(import_module(f"mergegraph.kernels.{module}"), function)
+        kernel = getattr(import_module("mergegraph.kernels.folds"), kernel.fold)
     doc = inspect.getdoc(kernel) or ""
     return " ".join(doc.split("\n\n")[0].split())
 

@@ -32,7 +32,11 @@ def _delta(a: Any, b: Any) -> Any:
 
 def _digits(x: Any) -> Any:
     width = 63 if ops.is_float64(x) else 31
-    return ops.histogram(x, bits=4, shift=width - 4, width=width)
+    return ops.histogram(x, bits=4, width=width, sample=1, spare=False)
+
+
+def _bracket(x: Any) -> Any:
+    return ops.narrow(_digits(x), 1.0, bits=4, width=63 if ops.is_float64(x) else 31)
 
 
 EXAMPLES: dict[str, Expression] = {
@@ -94,13 +98,16 @@ EXAMPLES: dict[str, Expression] = {
         ops.overlap(_delta(a, b), _delta(b, a), epsilon=0.1), r=0.1, alpha=0.2, epsilon=0.1
     ),
     "rank_of_share": lambda a, b: ops.rank_of_share(ops.nonzero(_delta(a, b)), share=0.5),
-    "unless_empty": lambda a, b: ops.unless_empty(ops.l1_norm(a), (0.0, 1.0)),
+    "unless_empty": lambda a, b: ops.unless_empty(ops.l1_norm(a), 1.0),
     "quartile_fence": lambda a, b: ops.quartile_fence(ops.l1_norm(a), ops.l1_norm(b), 3.0),
     "l1_norm": lambda a, b: ops.l1_norm(a),
     "restoring_factor": lambda a, b: ops.restoring_factor(ops.l1_norm(a), ops.l1_norm(b)),
     "histogram": lambda a, b: _digits(_delta(a, b)),
-    "select": lambda a, b: ops.select(_digits(_delta(a, b)), (0.0, 1.0), bits=4),
-    "threshold": lambda a, b: ops.threshold(ops.select(_digits(_delta(a, b)), (0.0, 1.0), bits=4), width=31),
+    "around": lambda a, b: ops.around(
+        _digits(_delta(a, b)), 1.0, bits=4, width=63 if ops.is_float64(a) else 31, total=100, share=False
+    ),
+    "narrow": lambda a, b: _bracket(_delta(a, b)),
+    "threshold": lambda a, b: ops.threshold(_bracket(_delta(a, b)), width=63 if ops.is_float64(a) else 31),
 }
 
 
@@ -206,10 +213,14 @@ WRONG: dict[str, Expression] = {
     "too few weights of deltas": lambda: ops.disjoint_merge(D, D, D, (1.0,), normalize=True),
     "half a Gram matrix": lambda: ops.slerp(STAT, 0.5),
     "two positions on the circle": lambda: ops.slerp(ops.gram(A, B), (0.5, 0.5)),
-    "a histogram without its prefix": lambda: ops.histogram(D, shift=0, bits=15, width=31),
-    "a histogram with a needless prefix": lambda: ops.histogram(D, STAT, shift=15, bits=16, width=31),
-    "half the bits of a float64": lambda: ops.histogram(ops.delta(WIDE, A), shift=15, bits=16, width=31),
-    "more bits than a float32 has": lambda: ops.histogram(D, shift=47, bits=16, width=63),
+    "a histogram in half a bracket": lambda: ops.histogram(D, (0.0, 1.0), bits=15, width=31),
+    "a histogram in a norm": lambda: ops.histogram(D, STAT, bits=16, width=31),
+    "half the bits of a float64": lambda: ops.histogram(ops.delta(WIDE, A), bits=16, width=31),
+    "more bits than a float32 has": lambda: ops.histogram(D, bits=16, width=63),
+    "a bracket from other counts": lambda: ops.narrow(_digits(D), 1.0, bits=5, width=31),
+    "a bracket without a rank": lambda: ops.narrow(_digits(D), bits=4, width=31),
+    "a bracket in a norm": lambda: ops.narrow(_digits(D), 1.0, STAT, bits=4, width=31),
+    "a bracket around nothing": lambda: node(ops.around, bits=4, width=31, total=1, share=False),
     "a threshold from one number": lambda: node(ops.threshold, (1.0,), width=31),
     "norms of two tensors to restore": lambda: ops.restoring_factor(ops.gram(A, B), ops.l1_norm(A)),
     # how many tensors
@@ -229,8 +240,8 @@ WRONG: dict[str, Expression] = {
     "dot products of nothing": lambda: node(ops.gram),
     "a norm of two tensors": lambda: ops.l1_norm(A, A),
     "a norm of nothing": lambda: node(ops.l1_norm),
-    "a histogram of two tensors": lambda: ops.histogram(D, D, shift=15, bits=16, width=31),
-    "selecting from nothing": lambda: node(ops.select, (0.0, 1.0), bits=4),
+    "a histogram of two tensors": lambda: ops.histogram(D, D, bits=16, width=31),
+    "a bracket from nothing": lambda: node(ops.narrow, bits=4, width=31),
     "identity of nothing": lambda: node(ops.IDENTICAL),
     # tensors where statistics belong, and the other way round
     "a tensor as a Gram matrix": lambda: ops.slerp(loads([normal(2, 2)])[0], 0.5),
@@ -238,10 +249,10 @@ WRONG: dict[str, Expression] = {
     "a norm of a statistic": lambda: node(ops.l1_norm, STAT),
     "scaling a statistic": lambda: node(ops.scale, STAT, 2.0),
     "casting a statistic": lambda: node(ops.cast, STAT, dtype="F32"),
-    "counting a statistic": lambda: node(ops.histogram, STAT, shift=15, bits=16, width=31),
+    "counting a statistic": lambda: node(ops.histogram, STAT, bits=16, width=31),
     "identity of statistics": lambda: node(ops.IDENTICAL, STAT, STAT),
     "a threshold of a tensor": lambda: ops.threshold(loads([normal(2)])[0], width=31),
-    "selecting in a tensor": lambda: ops.select(A, (0.0, 1.0), bits=4),
+    "a bracket in a tensor": lambda: ops.narrow(A, 1.0, bits=4, width=31),
     # rows, and numbers for each of them
     "arcs between three rows": lambda: ops.row_arc(A, B, A, 0.5),
     "arcs without a position": lambda: ops.row_arc(A, B),
@@ -330,7 +341,7 @@ WRONG: dict[str, Expression] = {
     # an order that no kernel could read
     "weights before tensors": lambda: ops.weighted_sum((1.0, 2.0), A, B),
     "a factor before its tensor": lambda: ops.scale(2.0, A),
-    "counts as weights": lambda: ops.weighted_sum(A, B, ops.select(COUNTS, (0.0, 1.0), bits=4)),
+    "counts as weights": lambda: ops.weighted_sum(A, B, _bracket(D)),
     # attributes
     "an unknown dtype": lambda: ops.cast(A, dtype="F12"),
 }

@@ -59,7 +59,7 @@ def values(program: Program) -> dict[tuple[str, str], Bytes]:
 def measure(program: Program, tile: int, runs: int, copied: int) -> tuple[list[float], float]:
     """Seconds of computing of every phase, and of one memcpy of `copied` bytes: medians of `runs`."""
     memory = Memory(values(program), program.spec.nbytes)
-    worker = Worker(memory, memory, phase_functions([program], "cpu"))
+    worker = Worker(memory, memory, phase_functions([program]))
     source, target = np.ones(copied, np.uint8), np.ones(copied, np.uint8)
     phases, copies = [], []
     for _ in range(runs + 1):

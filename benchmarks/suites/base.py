@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from benchmarks import peer
-from benchmarks.contest import OURS, Outcome, Row, cpu, floor_seconds, peak, wall
+from benchmarks.contest import OURS, Outcome, Row, cpu, direct_seconds, floor_seconds, peak, wall
 from benchmarks.settings import Settings
 
 EMPTY = "–"
@@ -112,11 +112,13 @@ def contest_columns(*first: Column) -> tuple[Column, ...]:
     measured: Sequence[Column] = (
         Column("GB", lambda row: number((row["read"] + row["written"]) / 1e9)),
         Column("floor s", lambda row: number(floor_seconds(row))),
+        Column("direct s", lambda row: number(direct_seconds(row))),
         Column("wall s", lambda row: number(wall(row, OURS))),
         Column("CPU s", lambda row: number(cpu(row, OURS))),
         Column("peak MB", lambda row: megabytes(peak(row, OURS))),
         Column("GB/s", lambda row: number(ratio((row["read"] + row["written"]) / 1e9, wall(row, OURS)))),
         Column("× floor", lambda row: number(to_floor(row))),
+        Column("× direct", lambda row: number(ratio(wall(row, OURS), direct_seconds(row)))),
         Column("mergekit s", lambda row: number(wall(row, peer.NAME), 1)),
         Column("mergekit CPU s", lambda row: number(cpu(row, peer.NAME), 1)),
         Column("mergekit peak MB", lambda row: megabytes(peak(row, peer.NAME))),

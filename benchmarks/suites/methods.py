@@ -79,7 +79,8 @@ SUITE = Suite(
     note=(
         "Whole processes, interpreter and imports included. The floor reads every input byte once, writes "
         "every output byte once and waits for the disk, as a merge does; its interpreter's start is not "
-        "counted."
+        "counted. It writes through the page cache, as most programs do; *direct* is the same past the page "
+        "cache, as mergegraph writes where the file system allows it."
     ),
     measure=measure,
     columns=(

@@ -105,18 +105,23 @@ class GraphError(MergeGraphError):
 
 
 class MemoryBudgetError(MergeGraphError):
-    """A plan that needs more memory than it may use. `needed` and `budget` are bytes."""
+    """A plan that needs more memory than it may use.
+
+    `needed` and `budget` are bytes; `option` is what sets the budget.
+    """
 
     exit_code = 5
 
-    def __init__(self, tensor: str, needed: int, budget: int) -> None:
+    def __init__(self, tensor: str, needed: int, budget: int, option: str = "--memory") -> None:
+        kind = "GPU" if option == "--vram" else "working"
         super().__init__(
-            f"{tensor} needs {needed:,} bytes of working memory, but the budget is {budget:,}",
-            hint=f"allow at least {-(-needed // 2**20)} MiB with --memory, or use fewer --threads",
+            f"{tensor} needs {needed:,} bytes of {kind} memory, but the budget is {budget:,}",
+            hint=f"allow at least {-(-needed // 2**20)} MiB with {option}, or use fewer --threads",
         )
         self.tensor = tensor
         self.needed = needed
         self.budget = budget
+        self.option = option
 
 
 class ExecutionError(MergeGraphError):

@@ -44,6 +44,9 @@ class DType(Enum):
         self.torch_name = torch_name
         self.bits = bits
 
+    # Members are compared by identity; the enumeration's own hash, of the name, is written in Python: slow.
+    __hash__ = object.__hash__
+
     @property
     def rank(self) -> int:
         """Position in the format's enumeration."""

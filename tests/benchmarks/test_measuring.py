@@ -75,6 +75,24 @@ def test_the_floor_reads_and_writes_every_byte_and_leaves_nothing(models: Path, 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_direct_floor_writes_whole_pages(models: Path, tmp_path: Path) -> None:
+    try:
+        found = floor.measure(files_of(models), 100_001, tmp_path / "out", threads=2, direct=True)
+    except OSError:
+        pytest.skip("this file system takes no direct writes")
+    assert found["written"] == 98_304
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_that_were_warmed_are_in_the_page_cache(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(os.urandom(300_000))
+    pagecache.evict([file])
+    pagecache.warm([file])
+    with file.open("rb") as opened:
+        assert pagecache._resident_pages(opened.fileno()) == (74, 74)
+
+
 def test_the_floor_can_read_less_than_everything(models: Path) -> None:
     directory = models / "quick" / "base"
     (first, size), *_ = floor.input_files(str(directory))

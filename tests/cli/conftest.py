@@ -45,6 +45,10 @@ def summary(**changes: Any) -> dict[str, Any]:
         "peak_bytes": 40 * 2**20,
         "memory_budget": 2**30,
         "threads": 2,
+        "device": "cpu",
+        "device_reason": "there is no NVIDIA GPU",
+        "vram_peak_bytes": 0,
+        "vram_budget": 0,
         "free_disk": 50_000_000_000,
         "fingerprint": "00ff",
         "problems": [],
@@ -102,9 +106,9 @@ class FakeEngine:
     asked: dict[str, Any] = field(default_factory=dict)
     report: RunReport = field(default_factory=report)
 
-    def compile_plan(self, plan: Path) -> FakeCompiled:
+    def compile_plan(self, plan: Path, **options: Any) -> FakeCompiled:
         self._fail()
-        self.asked["plan"] = plan
+        self.asked |= {"plan": plan, **options}
         return FakeCompiled(self.facts)
 
     def explain(self, _: FakeCompiled, tensor: str) -> str:

@@ -54,8 +54,8 @@ def test_the_package_runs_as_a_module() -> None:
 
 
 def test_run_passes_every_option_on(cli: Any, engine: FakeEngine, plan: Path) -> None:
-    options = "--memory 2GiB --threads 3 --device cuda:0,1 --shard-size 1GB --seed 7 --progress none --force"
-    options += " --expert-layout stacked"
+    options = "--memory 2GiB --threads 3 --device cuda:0,1 --vram 8GiB --shard-size 1GB --seed 7"
+    options += " --progress none --force --expert-layout stacked"
     result = cli("run", str(plan), "-o", "out", *options.split())
     assert result.exit_code == 0, result.output
     assert engine.asked == {
@@ -64,6 +64,7 @@ def test_run_passes_every_option_on(cli: Any, engine: FakeEngine, plan: Path) ->
         "memory": "2GiB",
         "threads": 3,
         "device": "cuda:0,1",
+        "vram": "8GiB",
         "shard_size": "1GB",
         "seed": 7,
         "expert_layout": "stacked",
@@ -75,7 +76,7 @@ def test_run_defaults_are_those_of_the_engine(cli: Any, engine: FakeEngine, plan
     cli("run", str(plan), "-o", "out")
     assert (engine.asked["memory"], engine.asked["shard_size"]) == ("1GiB", "5GB")
     assert (engine.asked["threads"], engine.asked["seed"], engine.asked["force"]) == (None, None, False)
-    assert engine.asked["device"] == "auto"
+    assert (engine.asked["device"], engine.asked["vram"]) == ("auto", None)
 
 
 def test_run_ends_with_the_report_on_stdout(cli: Any, engine: FakeEngine, plan: Path) -> None:

@@ -201,7 +201,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_threads_tiles_and_memory_change_no_byte(large: Path, tmp_path: Path) -> None:
     found = []
-    for i, (threads, memory) in enumerate(((1, "1GiB"), (4, "1GiB"), (2, "140MiB"))):
+    for i, (threads, memory) in enumerate(((1, "1GiB"), (4, "1GiB"), (2, "160MiB"))):
         path = plan(large, tmp_path / str(i))
         run(path, tmp_path / str(i) / "out", threads=threads, memory=memory)
         found.append(read(tmp_path / str(i) / "out"))

@@ -43,7 +43,7 @@ def test_progress_starts_grows_to_its_total_and_finishes(
     for event in advanced:
         assert event.total_bytes == first.total_bytes
         assert done[-1] <= event.done_bytes <= event.total_bytes
-        assert event.done_bytes == event.read_bytes + event.written_bytes
+        assert event.done_bytes <= event.read_bytes + event.written_bytes
         assert event.tensor in outputs
         done.append(event.done_bytes)
     assert done[-1] == first.total_bytes, "the last step completes the work"

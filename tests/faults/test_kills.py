@@ -58,7 +58,8 @@ def test_a_killed_run_publishes_nothing_and_the_next_completes_it(
     finished = max(0, journal_lines(out) - 1)
     report = run(plan, out, **RUN)
     assert report.resumed == finished
-    assert (finished > 0) == ((point, after) not in [("prepare", 0), ("record", 0)])
+    if point != "write":  # where what happens to be finished depends on the other worker
+        assert (finished > 0) == ((point, after) not in [("prepare", 0), ("record", 0)])
     assert contents(out) == expected
     assert [p.name for p in tmp_path.iterdir()] == ["out"], "no staging directory is left"
 
@@ -114,20 +115,18 @@ def test_nobody_else_can_write_where_a_stopped_run_still_lives(shared: Scenario,
     assert run(plan, out, **RUN).resumed == 3
 
 
+@pytest.mark.parametrize("point", ["record", "write"])
 def test_interrupted_at_the_keyboard_it_exits_130_and_the_same_command_continues(
-    shared: Scenario, expected: dict[str, bytes], tmp_path: Path
+    shared: Scenario, expected: dict[str, bytes], tmp_path: Path, point: str
 ) -> None:
     plan, out = shared.plan("ties"), tmp_path / "out"
     command = ["--threads", "2", "--shard-size", str(RUN["shard_size"])]
-    for point in ("record", "write"):
-        code, _, errors = finish(
-            start(plan, out, cli=command, signal="SIGINT", die={"at": point, "after": 3})
-        )
-        assert code == 130, errors
-        assert "interrupted: what is finished is kept, and the same command continues" in errors
-        assert "Traceback" not in errors
-        assert not out.exists()
-        assert journal_lines(out) > 1
+    code, _, errors = finish(start(plan, out, cli=command, signal="SIGINT", die={"at": point, "after": 3}))
+    assert code == 130, errors
+    assert "interrupted: what is finished is kept, and the same command continues" in errors
+    assert "Traceback" not in errors
+    assert not out.exists()
+    assert journal_lines(out) > 1
     assert run(plan, out, **RUN).resumed > 0
     assert contents(out) == expected
     assert [p.name for p in tmp_path.iterdir()] == ["out"]

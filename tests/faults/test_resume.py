@@ -88,7 +88,7 @@ def test_what_is_finished_is_not_computed_again(
 
 
 def test_progress_and_report_of_a_resumed_run_count_all_work(shared: Scenario, tmp_path: Path) -> None:
-    plan = shared.plan("ties")
+    plan = shared.plan("slerp")
     whole = run(plan, tmp_path / "whole", **RUN)
     crash(plan, tmp_path / "out")
     resumed = run(plan, tmp_path / "out", **RUN)

@@ -189,9 +189,9 @@ def test_empty_and_scalar_tensors_can_be_counted(shape: tuple[int, ...]) -> None
 
 
 def test_a_share_of_a_count_is_a_rank_and_none_is_a_threshold_that_keeps_nothing() -> None:
-    assert ops.rank_of_share(np.array([10.0]), share=0.39).tolist() == [0.0, 3.0]
-    assert ops.unless_empty(np.array([0.25]), np.array([0.0, 3.0])).tolist() == [0.25]
-    assert ops.unless_empty(np.array([0.25]), np.array([0.0, 0.0])).tolist() == [math.inf]
+    assert ops.rank_of_share(np.array([10.0]), share=0.39).tolist() == [3.0]
+    assert ops.unless_empty(np.array([0.25]), np.array([3.0])).tolist() == [0.25]
+    assert ops.unless_empty(np.array([0.25]), np.array([0.0])).tolist() == [math.inf]
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ import pytest
 from mergegraph import Compiled, compile_plan
 from mergegraph.runtime import executor
 from mergegraph.runtime.executor import Outcomes, execute, phase_functions, piece_id, stored_checksum
-from mergegraph.runtime.progress import Job, Tally
+from mergegraph.runtime.progress import Job
 from mergegraph.runtime.workers import Pool, Worker
 from mergegraph.schedule.memory import JOB_TILES, JOBS_PER_WORKER, TILE
 from mergegraph.schedule.tiling import Program
@@ -74,8 +74,8 @@ class Run:
         with self.opened() as (reader, writer, journal):
             return execute(schedule, reader, writer, journal, ("cpu",), self.progress)
 
-    def progress(self, tally: Tally, program: Program) -> None:
-        self.steps.append((tally.read + tally.written, program.tensor))
+    def progress(self, outcomes: Outcomes, program: Program) -> None:
+        self.steps.append((outcomes.work_done, program.tensor))
 
     def journalled(self) -> dict[str, str]:
         with Journal.open(self.staging, {}) as journal:
@@ -209,6 +209,25 @@ def test_what_a_worker_raises_stops_the_run_and_what_was_done_stays_done(
     assert outcomes.checksums.keys() == {*SHAPES, "count"}
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_only_what_the_files_hold_is_journalled(
+    trial: Run, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    """Bytes that are still on their way would be lost with the process, and the journal would lie."""
+    error = RuntimeError("no luck")
+
+    def flush(self: OutputWriter) -> None:
+        if fails:
+            raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(OutputWriter, "settled", lambda self, mark: False)
+        patch.setattr(OutputWriter, "flush", flush)
+        with pytest.raises(RuntimeError) if fails else nullcontext():
+            trial.execute(workers=2)
+    assert not trial.journalled()
+
+
 def test_a_second_execution_finds_everything_done_and_writes_nothing(
     trial: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -227,7 +246,7 @@ def test_equal_expressions_share_one_compiled_function(
     warmed: list[int] = []
     real = executor.warm_up
     monkeypatch.setattr(executor, "warm_up", lambda phase, run: (warmed.append(id(phase)), real(phase, run)))
-    table = phase_functions(list(compiled.schedule.programs), "cpu")
+    table = phase_functions(list(compiled.schedule.programs))
     assert len(warmed) == 2, "measuring and combining, whatever the number of tensors and shapes"
     assert table.keys() == {id(phase) for p in compiled.schedule.programs for phase in p.phases}
 

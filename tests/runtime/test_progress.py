@@ -14,6 +14,7 @@ import pytest
 from mergegraph import ops
 from mergegraph.graph.node import Node
 from mergegraph.kernels.reduction import CHUNK
+from mergegraph.ops.selection import SAMPLE
 from mergegraph.runtime import progress as module
 from mergegraph.runtime.progress import Job, JobResult, Progress, Tally
 from mergegraph.schedule.memory import JOB_TILES, TILE, arity
@@ -84,7 +85,7 @@ def test_the_jobs_of_every_phase_cover_the_tensor_once(
         for job in jobs:
             assert (job.program, job.phase) == (program, phase)
             assert job.begin % phase.chunk == 0
-            assert 0 < job.end - job.begin <= JOB_TILES * job.tile
+            assert 0 < job.end - job.begin <= JOB_TILES * job.tile * phase.sample
     assert under_way.done
     assert under_way.pending == 0
 
@@ -100,8 +101,8 @@ def test_the_order_in_which_results_come_in_changes_no_value(build: Callable[...
 
 def test_a_later_phase_knows_what_an_earlier_one_measured() -> None:
     under_way, phases = drive(slerp((4 * CHUNK,)))
-    (gram,) = under_way.program.phases[0].reductions
-    assert gram.key in phases[1][0].values
+    (weights,) = under_way.program.phases[1].stats
+    assert weights.key in phases[1][0].values
     assert [job.values is under_way.values for job in phases[1]] == [True] * len(phases[1])
 
 
@@ -112,6 +113,12 @@ def test_an_empty_tensor_is_done_before_any_job(build: Callable[..., Node], shap
     assert under_way.start() == []
     assert under_way.done
     assert under_way.tally == Tally()
+
+
+def test_what_nothing_uses_any_more_is_let_go() -> None:
+    under_way, _ = drive(slerp((4 * CHUNK,)))
+    (gram,) = under_way.program.phases[0].reductions
+    assert gram.key not in under_way.values
 
 
 def test_tallies_add_up_and_checksums_wrap_around() -> None:
@@ -128,7 +135,7 @@ def test_tallies_add_up_and_checksums_wrap_around() -> None:
 
 def test_counts_of_a_tensor_may_exceed_those_of_a_job() -> None:
     """Jobs count in 32 bits, tensors in 64: two billion equal elements must not overflow."""
-    under_way = Progress(program_of(trim(LARGE), 2), TILE)
+    under_way = Progress(program_of(trim((3, SAMPLE * JOB_TILES * TILE + 7)), 2), TILE)
     jobs = under_way.start()
     assert len(jobs) == 4
     for job in jobs[:-1]:

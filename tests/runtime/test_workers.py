@@ -44,7 +44,7 @@ class Setup:
         self.program: Program = program_of(expression, len(tensors))
         self.memory = Memory({f"x{i}": x for i, x in enumerate(tensors)}, self.program.spec.nbytes)
         self.progress = Progress(self.program, tile)
-        functions = phase_functions([self.program], "cpu")
+        functions = phase_functions([self.program])
         self.worker = Worker(self.memory, self.memory, functions)
 
     def run(self) -> None:
@@ -158,7 +158,7 @@ def test_a_pool_works_through_its_jobs_and_ends() -> None:
     setups = [Setup(total, torch.full((9,), float(i)), torch.ones(9)) for i in range(20)]
     workers = [setups[0].worker, setups[0].worker]
     for setup in setups:  # one table for all, as in a run
-        setup.worker._functions = phase_functions([s.program for s in setups], "cpu")
+        setup.worker._functions = phase_functions([s.program for s in setups])
     with Pool([Everything(setups) for _ in workers]) as pool:
         assert len(names()) == 2
         for setup in setups:

@@ -21,6 +21,7 @@ from mergegraph.schedule.memory import (
     JOBS_PER_WORKER,
     TILE,
     TORCH_BYTES,
+    WRITE_BYTES,
     arity,
     buffer_bytes,
     code_bytes,
@@ -179,7 +180,7 @@ def test_jobs_states_and_what_is_held_are_all_counted(numel: int, workers: int, 
 
 
 def fixed(graph_bytes: int = 0) -> int:
-    return COMPILER_BYTES + graph_bytes
+    return COMPILER_BYTES + WRITE_BYTES + graph_bytes
 
 
 def test_with_room_enough_all_threads_and_large_tiles_are_used() -> None:

@@ -12,6 +12,7 @@ from mergegraph.errors import GraphError
 from mergegraph.graph.graph import Graph, Output, Piece, SourceTensor
 from mergegraph.graph.node import Locality, Node, Op, walk
 from mergegraph.kernels.reduction import CHUNK
+from mergegraph.ops.selection import SAMPLE, SAMPLED
 from mergegraph.schedule.tiling import Phase, cut, programs
 from mergegraph.tensorspec import DType, TensorSpec
 
@@ -30,18 +31,28 @@ def slerp() -> Node:
     return ops.cast(ops.weighted_sum(A, B, ops.slerp(ops.gram(A, B), 0.3)), dtype="BF16")
 
 
-def ties(rescale: bool = False) -> Node:
+def ties(shape: tuple[int, ...] = SPEC.shape, rescale: bool = False) -> Node:
     kept = []
-    for x in (B, C):
-        change = ops.delta(x, A)
+    a, b, c = (ops.load(i, TensorSpec(shape, DType.BF16)) for i in range(3))
+    for x in (b, c):
+        change = ops.delta(x, a)
         trimmed = ops.keep_largest(change, 0.2)
         kept.append(ops.restore_l1(trimmed, change) if rescale else trimmed)
     merged = ops.disjoint_merge(ops.elect_sign(*kept), *kept, (1.0, 1.0), normalize=True)
-    return ops.cast(ops.apply_delta(A, merged, 1.0), dtype="BF16")
+    return ops.cast(ops.apply_delta(a, merged, 1.0), dtype="BF16")
 
 
-def restored() -> Node:
-    return ties(rescale=True)
+def restored(shape: tuple[int, ...] = SPEC.shape) -> Node:
+    return ties(shape, rescale=True)
+
+
+def normed(shape: tuple[int, ...] = SPEC.shape) -> Node:
+    """One operand is trimmed as it is, the other is scaled by a norm before."""
+    a, b, c = (ops.load(i, TensorSpec(shape, DType.BF16)) for i in range(3))
+    change = ops.delta(b, a)
+    scaled = ops.scale(ops.delta(c, a), ops.restoring_factor(ops.l1_norm(change), (1.0,)))
+    kept = [ops.keep_largest(change, 0.2), ops.keep_largest(scaled, 0.2)]
+    return ops.cast(ops.weighted_sum(*kept, (1.0, 2.0)), dtype="BF16")
 
 
 def uneven() -> Node:
@@ -50,7 +61,7 @@ def uneven() -> Node:
     return ops.cast(ops.weighted_sum(ops.keep_largest(change, 0.5), change, (1.0, 2.0)), dtype="BF16")
 
 
-EXPRESSIONS: list[Callable[[], Node]] = [average, slerp, ties, restored, uneven]
+EXPRESSIONS: list[Callable[[], Node]] = [average, slerp, ties, restored, normed, uneven]
 
 
 def names(nodes: tuple[Node, ...]) -> list[str]:
@@ -74,12 +85,44 @@ def test_slerp_reads_twice_first_to_measure_then_to_combine() -> None:
     assert combine.reductions == ()
 
 
-def test_trimming_takes_one_pass_per_digit_and_all_models_share_it() -> None:
-    first, second, last = cut(ties())
-    assert names(first.reductions) == names(second.reductions) == ["histogram", "histogram"]
-    assert names(first.body) == names(second.body) == ["delta", "delta"]
+def test_trimming_counts_in_narrower_brackets_and_all_models_share_the_passes() -> None:
+    first, second, third, last = cut(ties())
+    for phase in (first, second, third):
+        assert names(phase.reductions) == ["histogram", "histogram"]
+        assert names(phase.body) == ["delta", "delta"]
     assert [s.spec.dtype for s in second.stats] == [DType.I64, DType.I64]
-    assert names(last.small) == ["select", "threshold", "select", "threshold"]
+    assert names(second.small) == names(third.small) == ["narrow", "narrow"]
+    assert names(last.small) == ["narrow", "threshold", "narrow", "threshold"]
+
+
+def test_only_the_first_pass_over_everything_is_expected() -> None:
+    phases = cut(ties())
+    assert [p.spare for p in phases] == [False, True, True, False]
+    stored = sum(load.spec.nbytes for load in phases[0].loads)
+    assert [p.streamed_bytes for p in phases] == [stored, 0, 0, stored]
+
+
+def test_large_tensors_are_sampled_first() -> None:
+    phases = cut(ties((SAMPLED // 16, 16)))
+    assert [p.sample for p in phases] == [SAMPLE, 1, 1, 1, 1, 1]
+    assert [p.spare for p in phases] == [False, False, True, True, True, False]
+    stored = sum(load.spec.nbytes for load in phases[0].loads)
+    assert [p.streamed_bytes for p in phases[:2]] == [stored // SAMPLE, stored]
+
+
+def test_what_looks_at_everything_does_not_share_a_pass_with_a_sample() -> None:
+    """The norm of the whole is taken in the pass after the sample's; that of the rest afterwards."""
+    passes = [sorted(names(p.reductions)) for p in cut(restored((SAMPLED // 16, 16)))]
+    assert passes[:2] == [["histogram", "histogram"], ["histogram", "histogram", "l1_norm", "l1_norm"]]
+    assert passes[-2:] == [["l1_norm", "l1_norm"], []]
+
+
+def test_a_norm_that_is_needed_at_once_takes_a_pass_beside_the_sample() -> None:
+    phases = cut(normed((SAMPLED // 16, 16)))
+    assert [(names(p.reductions), p.sample) for p in phases[:2]] == [
+        (["histogram"], SAMPLE),
+        (["l1_norm"], 1),
+    ]
 
 
 def test_a_norm_of_the_whole_is_taken_on_the_way_and_that_of_the_rest_afterwards() -> None:
@@ -87,10 +130,11 @@ def test_a_norm_of_the_whole_is_taken_on_the_way_and_that_of_the_rest_afterwards
     assert [sorted(names(p.reductions)) for p in phases] == [
         ["histogram", "histogram", "l1_norm", "l1_norm"],
         ["histogram", "histogram"],
+        ["histogram", "histogram"],
         ["l1_norm", "l1_norm"],
         [],
     ]
-    assert "trim" in names(phases[2].body)
+    assert "trim" in names(phases[3].body)
 
 
 @pytest.mark.parametrize("build", EXPRESSIONS, ids=lambda f: f.__name__)

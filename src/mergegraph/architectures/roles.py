@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import re
 
-_HEAD = re.compile(
-    r"(^|\.)(lm_head|embed_out|output|output_projection|output_layer|lm_head\.decoder"
-    r"|cls\.predictions\.decoder)\.weight$|^head\.weight$"
+# Endings of whole steps: every tensor of a model is asked, and comparing ends is quicker than searching.
+_HEADS = tuple(
+    f".{head}.weight"
+    for head in (
+        *("lm_head", "embed_out", "output", "output_projection", "output_layer", "lm_head.decoder"),
+        "cls.predictions.decoder",
+    )
 )
 # Components that models put beside their body, not inside it.
 _OUTPUT_SIDE = re.compile(
@@ -26,16 +30,17 @@ _TOKEN_EMBEDDING = re.compile(
     r"(^|\.)(embed_tokens|wte|tok_embeddings|word_embeddings|embed_in|embeddings|token_embedding|shared)"
     r"\.weight$"
 )
-_DERIVED = re.compile(
-    r"(^|\.)(rotary_(pos_)?emb\.(inv_freq|cos_cached|sin_cached)|(attn|attention)\.masked_bias"
-    r"|embeddings\.position_ids)$"
+_DERIVED = (
+    *(f".rotary_emb.{name}" for name in ("inv_freq", "cos_cached", "sin_cached")),
+    *(f".rotary_pos_emb.{name}" for name in ("inv_freq", "cos_cached", "sin_cached")),
+    *(".attn.masked_bias", ".attention.masked_bias", ".embeddings.position_ids"),
 )
-_CAUSAL_MASK = re.compile(r"\.(attn|attention)\.bias$")
+_CAUSAL_MASKS = (".attn.bias", ".attention.bias")
 
 
 def is_head(name: str) -> bool:
     """Whether `name` is the projection onto the vocabulary (``lm_head.weight``), which may be tied."""
-    return _HEAD.search(name) is not None
+    return f".{name}".endswith(_HEADS) or name == "head.weight"
 
 
 def is_output_side(name: str) -> bool:
@@ -57,7 +62,7 @@ def is_token_embedding(name: str) -> bool:
 
 def is_derived(name: str, rank: int) -> bool:
     """Whether a tensor is a buffer that loaders recompute: inverse frequencies, causal masks."""
-    return _DERIVED.search(name) is not None or (rank == 4 and _CAUSAL_MASK.search(name) is not None)
+    return f".{name}".endswith(_DERIVED) or (rank == 4 and name.endswith(_CAUSAL_MASKS))
 
 
 def is_balance(name: str) -> bool:

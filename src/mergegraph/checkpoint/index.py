@@ -10,9 +10,9 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from hashlib import blake2b
-from typing import Any
+from typing import Any, NamedTuple
 
 from mergegraph.errors import CheckpointError
 from mergegraph.tensorspec import DType, TensorSpec
@@ -32,8 +32,7 @@ _LFS_POINTER = b"version "
 _DTYPES = dict(DType.__members__)
 
 
-@dataclass(frozen=True, slots=True)
-class TensorEntry:
+class TensorEntry(NamedTuple):
     """Where one tensor lies: `begin` and `end` are absolute byte offsets in `file`."""
 
     spec: TensorSpec
@@ -86,12 +85,13 @@ class CheckpointIndex:
         digest = blake2b(digest_size=16)
         for name, file in sorted(self.files.items()):
             digest.update(f"{name!r} {file.size} {file.header_digest}\n".encode())
-        digest.update(
-            "".join(
-                f"{name!r} {e.spec.dtype.name} {e.spec.shape} {e.file!r} {e.begin} {e.end}\n"
-                for name, e in sorted(self.tensors.items())
-            ).encode()
-        )
+        specs = {id(e.spec): e.spec for e in self.tensors.values()}
+        spelt = {key: f"{spec.dtype.name} {spec.shape}" for key, spec in specs.items()}
+        lines = []
+        for name in sorted(self.tensors):
+            spec, shard, begin, end = self.tensors[name]
+            lines.append(f"{name!r} {spelt[id(spec)]} {shard!r} {begin} {end}\n")
+        digest.update("".join(lines).encode())
         return digest.hexdigest()
 
 
@@ -230,10 +230,16 @@ def _spec(name: str, dtype: str, dims: tuple[int, ...], path: str) -> tuple[Tens
     # Zero dims are left out: no shape may be so large that part of it overflows an index.
     if len(dims) > _MAX_DIMS or math.prod(d for d in dims if d) * known.bits > 8 * _MAX_BYTES:
         raise _malformed(name, "has an impossibly large shape", path)
-    spec = TensorSpec(dims, known)
+    spec = _shared_spec(dims, known)
     if spec.numel * known.bits % 8:
         raise _malformed(name, f"is {spec}, which does not fill whole bytes", path)
     return spec, spec.nbytes
+
+
+@lru_cache(maxsize=4096)
+def _shared_spec(dims: tuple[int, ...], dtype: DType) -> TensorSpec:
+    """Equal specs of all headers as one object: what is asked of specs can be asked once, by identity."""
+    return TensorSpec(dims, dtype)
 
 
 def _check_tiling(spans: list[tuple[int, int, str]], available: int, path: str) -> None:

@@ -13,7 +13,7 @@ from functools import cached_property
 
 from mergegraph.checkpoint.index import HEADER_LIMIT, METADATA_KEY
 from mergegraph.errors import CheckpointError
-from mergegraph.tensorspec import TensorSpec
+from mergegraph.tensorspec import DType, TensorSpec
 
 INDEX_FILE = "model.safetensors.index.json"
 _ALIGNMENT = 8
@@ -56,7 +56,7 @@ class OutputLayout:
     @cached_property
     def total_bytes(self) -> int:
         """Size of all tensor data in bytes."""
-        return sum(spec.nbytes for spec in self.specs.values())
+        return sum(_sizes(self.specs).values())
 
     @property
     def file_bytes(self) -> int:
@@ -84,8 +84,8 @@ def build_layout(specs: Mapping[str, TensorSpec], shard_size: int) -> OutputLayo
         raise ValueError(f"shard_size must be positive, not {shard_size}")
     groups: list[list[str]] = [[]]
     filled = 0
-    for name, spec in specs.items():
-        size = spec.nbytes
+    sizes = _sizes(specs)
+    for name, size in sizes.items():
         if groups[-1] and filled + size > shard_size:
             groups.append([])
             filled = 0
@@ -93,8 +93,17 @@ def build_layout(specs: Mapping[str, TensorSpec], shard_size: int) -> OutputLayo
         filled += size
     count = len(groups)
     return OutputLayout(
-        tuple(_shard(shard_name(i, count), group, specs) for i, group in enumerate(groups)), specs
+        tuple(_shard(shard_name(i, count), group, specs, sizes) for i, group in enumerate(groups)), specs
     )
+
+
+def _sizes(specs: Mapping[str, TensorSpec]) -> dict[str, int]:
+    """Bytes of each tensor; models repeat few distinct specs, so each of those is asked once."""
+    known: dict[int, int] = {}
+    for spec in specs.values():
+        if id(spec) not in known:
+            known[id(spec)] = spec.nbytes
+    return {name: known[id(spec)] for name, spec in specs.items()}
 
 
 def shard_name(index: int, count: int) -> str:
@@ -104,9 +113,15 @@ def shard_name(index: int, count: int) -> str:
     return f"model-{index + 1:05d}-of-{count:05d}.safetensors"
 
 
-def _shard(file: str, names: list[str], specs: Mapping[str, TensorSpec]) -> ShardLayout:
+def _shard(
+    file: str, names: list[str], specs: Mapping[str, TensorSpec], sizes: Mapping[str, int]
+) -> ShardLayout:
+    by_dtype: dict[DType, list[str]] = {}
+    for name in names:
+        by_dtype.setdefault(specs[name].dtype, []).append(name)
     # The format's own order: widest dtype first keeps every tensor aligned, then by name.
-    ordered = sorted(names, key=lambda name: (-specs[name].dtype.rank, name))
+    widest_first = sorted(by_dtype, key=lambda dtype: -dtype.rank)
+    ordered = [name for dtype in widest_first for name in sorted(by_dtype[dtype])]
     table: dict[str, object] = {METADATA_KEY: {"format": "pt"}}
     starts: dict[str, int] = {}
     position = 0
@@ -114,7 +129,7 @@ def _shard(file: str, names: list[str], specs: Mapping[str, TensorSpec]) -> Shar
         spec = specs[name]
         if name == METADATA_KEY:
             raise CheckpointError(f"a tensor cannot be called {METADATA_KEY}", path=file)
-        end = position + spec.nbytes
+        end = position + sizes[name]
         table[name] = {
             "dtype": spec.dtype.name,
             "shape": spec.shape,

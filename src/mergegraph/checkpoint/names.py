@@ -7,7 +7,7 @@ that nobody has listed is sliced as well as any other.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 # At most 18 digits at a time: int() refuses absurdly long ones, and names come from strangers.
@@ -40,10 +40,9 @@ def layer_stacks(names: Iterable[str]) -> tuple[LayerStack, ...]:
     gaps are no stack: they are some other numbering.
     """
     indices: dict[str, dict[int, None]] = {}
-    for name in names:
-        match = _LAYER.search(name)
-        if match is not None:
-            indices.setdefault(name[: match.start()], {})[int(match[1])] = None
+    for layer in dict.fromkeys(layer for layer, _ in layers_and_suffixes(names) if layer):
+        prefix, _, index = layer[:-1].rpartition(".")
+        indices.setdefault(prefix, {})[int(index)] = None
     return tuple(
         LayerStack(prefix, len(found)) for prefix, found in indices.items() if max(found) == len(found) - 1
     )
@@ -66,3 +65,14 @@ def layer_and_suffix(name: str) -> tuple[str, str]:
     """Split ``model.layers.3.mlp.gate.weight`` after the first number: ``model.layers.3.`` and the rest."""
     match = _LAYER.search(name)
     return ("", name) if match is None else (name[: match.end()], name[match.end() :])
+
+
+def layers_and_suffixes(names: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Yield `layer_and_suffix` of each name; quicker, as neighbours are mostly of one layer."""
+    layer = ""
+    for name in names:
+        if layer and name.startswith(layer):
+            yield layer, name[len(layer) :]
+        else:
+            layer, suffix = layer_and_suffix(name)
+            yield layer, suffix

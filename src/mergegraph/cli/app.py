@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 from collections.abc import Iterator
@@ -63,6 +64,10 @@ def _size(text: str) -> str:
     return text
 
 
+def _size_or_none(text: str | None) -> str | None:
+    return None if text is None else _size(text)
+
+
 def _drawable(file: Path | None) -> Path | None:
     if file is not None and file.suffix.removeprefix(".").lower() not in GRAPH_FORMATS:
         endings = ", ".join(f".{ending}" for ending in GRAPH_FORMATS)
@@ -71,6 +76,11 @@ def _drawable(file: Path | None) -> Path | None:
 
 
 PlanArgument = Annotated[Path, typer.Argument(metavar="PLAN", help="A plan (YAML), or the lock file of one.")]
+DeviceOption = Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda or cuda:0,1.")]
+VramOption = Annotated[
+    str | None,
+    typer.Option(callback=_size_or_none, help="Most memory to use on each GPU; default: most of it."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, to stdout.")]
 
 
@@ -114,7 +124,8 @@ def run(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="OUT", help="Directory of the result.")],
     memory: Annotated[str, typer.Option(callback=_size, help="Most working memory to use.")] = "1GiB",
     threads: Annotated[int | None, typer.Option(min=1, help="Worker threads; default: all cores.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:0,1.")] = "auto",
+    device: DeviceOption = "auto",
+    vram: VramOption = None,
     shard_size: Annotated[str, typer.Option(callback=_size, help="Most bytes in one file.")] = "5GB",
     seed: Annotated[int | None, typer.Option(help="Seed of methods that draw at random.")] = None,
     expert_layout: Annotated[
@@ -132,7 +143,7 @@ def run(
     with _reporting(ctx, plan, hint):
         options = {"memory": memory, "threads": threads, "shard_size": shard_size, "seed": seed}
         layout = None if expert_layout is None else expert_layout.value
-        _run(plan, out, progress, device=device, force=force, expert_layout=layout, **options)
+        _run(plan, out, progress, device=device, vram=vram, force=force, expert_layout=layout, **options)
 
 
 def _run(plan: Any, out: Path, mode: Progress, **options: Any) -> None:
@@ -166,6 +177,8 @@ def plan_command(
         Path | None,
         typer.Option(metavar="FILE", callback=_drawable, help="Draw it: .html, .svg, .dot or .graphml."),
     ] = None,
+    device: DeviceOption = "auto",
+    vram: VramOption = None,
 ) -> None:
     """Show what a run of PLAN would do, from file headers alone, and write PLAN.lock.json.
 
@@ -176,7 +189,7 @@ def plan_command(
         from mergegraph.plan import LOCK_SUFFIX
 
         try:
-            compiled = engine.compile_plan(plan)
+            compiled = engine.compile_plan(plan, device=device, vram=vram)
             explanation = None if explain is None else engine.explain(compiled, explain)
         except PlanError as error:
             if not as_json or ctx.obj:
@@ -296,4 +309,9 @@ def demo(
 
 def main() -> None:
     """Run the command line."""
-    app(prog_name="mergegraph")
+    # Commands build much and leave little garbage: it is looked for seldom, and not on the way out.
+    gc.set_threshold(100_000, 50, 100)
+    try:
+        app(prog_name="mergegraph")
+    finally:
+        gc.freeze()

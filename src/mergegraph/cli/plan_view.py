@@ -145,6 +145,12 @@ def _work(summary: Summary) -> Table:
         f"{memory_text(peak)} proven peak, {memory_text(budget)} allowed, "
         f"{plural(summary['threads'], 'thread')}",
     )
+    if summary["vram_budget"]:
+        peak, budget = summary["vram_peak_bytes"], summary["vram_budget"]
+        table.add_row(
+            "GPU memory", f"{memory_text(peak)} proven peak, {memory_text(budget)} allowed, on each"
+        )
+    table.add_row("runs on", f"{summary['device']}: {summary['device_reason']}")
     return table
 
 

@@ -141,7 +141,11 @@ def show_report(console: Console, report: RunReport) -> None:
         f"{memory_text(report.peak_working)} peak of {memory_text(report.budget)} allowed "
         f"(proven: at most {memory_text(report.plan_peak)}; whole process {memory_text(report.peak_rss)})",
     )
-    table.add_row("ran on", f"{report.device}, {plural(report.threads, 'thread')}")
+    if report.vram:
+        proven = f"at most {memory_text(report.vram_peak)} of {memory_text(report.vram)} allowed on each"
+        table.add_row("GPU memory", proven)
+    reason = f": {report.reason}" if report.reason else ""
+    table.add_row("ran on", f"{report.device}, {plural(report.threads, 'thread')}{reason}")
     console.print()
     console.print(table)
     _show_nonfinite(console, report.nonfinite)

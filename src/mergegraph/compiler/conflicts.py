@@ -49,10 +49,13 @@ class Conflicts:
     def agree(self, group: Group, present: Sequence[Operand]) -> bool:
         """Whether operands can be combined element by element; if not, that is noted."""
         specs = [spec_of(o) for o in present]
-        if any(s.shape != specs[0].shape for s in specs):
+        odd = [s for s in specs if s is not specs[0] and s != specs[0]]
+        if not odd:
+            return True
+        if any(s.shape != specs[0].shape for s in odd):
             self._shapes(group, present, specs)
             return False
-        if any(s.dtype is not specs[0].dtype for s in specs) and not all(s.dtype.arithmetic for s in specs):
+        if any(s.dtype is not specs[0].dtype for s in odd) and not all(s.dtype.arithmetic for s in specs):
             self._dtypes(group, present, specs)
             return False
         return True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from mergegraph.architectures.expert_names import ExpertNames, expert_names
@@ -20,7 +20,7 @@ from mergegraph.architectures.experts import (
     stacks_of,
 )
 from mergegraph.checkpoint.index import TensorEntry
-from mergegraph.checkpoint.names import layer_and_suffix
+from mergegraph.checkpoint.names import layer_and_suffix, layers_and_suffixes
 from mergegraph.checkpoint.view import View
 from mergegraph.graph.graph import Output, Piece, SourceTensor
 from mergegraph.graph.simplify import simplify
@@ -33,8 +33,7 @@ _LAYERS = 4
 """Layers that show how experts are called: all of a model are alike."""
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """Where a tensor of a model lies: in `tensor` of its checkpoint, or in the part `view` of that."""
 
     tensor: str
@@ -111,8 +110,7 @@ def logical(
     if not any(sign in name for name in entries for sign in _SIGNS):
         return {name: Place(own, entry.spec) for name, (own, entry) in entries.items()}, form
     layers: dict[str, dict[str, tuple[str, TensorSpec]]] = {}
-    for name, (own, entry) in entries.items():
-        layer, suffix = layer_and_suffix(name)
+    for (own, entry), (layer, suffix) in zip(entries.values(), layers_and_suffixes(entries), strict=True):
         layers.setdefault(layer, {})[suffix] = (own, entry.spec)
     # Layers are much alike: what one is made of is found out once.
     known: dict[object, list[_Found]] = {}
@@ -195,8 +193,7 @@ def stored_outputs(outputs: Mapping[str, Output], form: Form) -> dict[str, Outpu
     if not form.kinds and not form.stored:
         return dict(outputs)
     layers: dict[str, dict[str, Output]] = {}
-    for name, output in outputs.items():
-        layer, suffix = layer_and_suffix(name)
+    for output, (layer, suffix) in zip(outputs.values(), layers_and_suffixes(outputs), strict=True):
         layers.setdefault(layer, {})[suffix] = output
     found: dict[str, Output] = {}
     for layer, tensors in layers.items():
@@ -232,7 +229,7 @@ def _stacked(stack: Stack, tensors: Mapping[str, Output]) -> Output:
         expression = part.expression
         if expression.spec.dtype is not dtype:
             expression = simplify(cast(expression, dtype=dtype.name))
-        parts.append(replace(part, expression=expression, place=slot.view))
+        parts.append(part._replace(expression=expression, place=slot.view))
     return Output(spec, tuple(parts))
 
 

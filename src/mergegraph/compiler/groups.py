@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 from mergegraph.architectures.roles import is_head
 from mergegraph.checkpoint.names import split_layer, with_layer
@@ -13,8 +14,7 @@ from mergegraph.plan.merge import MergePlan, Slice, Source
 from mergegraph.plan.values import ModelRef
 
 
-@dataclass(frozen=True, slots=True)
-class Operand:
+class Operand(NamedTuple):
     """One input of an output tensor.
 
     Attributes:
@@ -35,8 +35,7 @@ class Operand:
         return self.input.filtered(self.name)
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
+class Group(NamedTuple):
     """An output tensor and its operands, in plan order.
 
     `t` is the position of its layer within its
@@ -147,14 +146,17 @@ def _layer(
     """The tensors of one layer: its number and the count of layers, in the output and in its slice."""
     k, length = within
     members = [(s, inputs[s.model], layer_range(s, inputs[s.model])[0] + k) for s in part.sources]
-    suffixes = {suffix: None for _, model, layer in members for suffix in model.by_layer[layer]}
+    suffixes: dict[str, None] = {}
+    for _, model, layer in members:
+        suffixes |= model.by_layer[layer]
+    starts = [
+        (s, model, with_layer(model.stack.prefix if model.stack else prefix, layer, ""))
+        for s, model, layer in members
+    ]
+    own, t, position = with_layer(prefix, overall[0], ""), _position(k, length), _position(*overall)
     for suffix in suffixes:
-        operands = tuple(
-            _operand(model, s, with_layer(model.stack.prefix if model.stack else prefix, layer, suffix))
-            for s, model, layer in members
-        )
-        name = with_layer(prefix, overall[0], suffix)
-        yield Group(name, part, _position(k, length), operands, _position(*overall))
+        operands = tuple([_operand(model, s, start + suffix) for s, model, start in starts])
+        yield Group(own + suffix, part, t, operands, position)
 
 
 def _position(k: int, length: int) -> float:

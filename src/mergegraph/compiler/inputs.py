@@ -12,7 +12,7 @@ from mergegraph.architectures import moe_family
 from mergegraph.architectures.experts import Form, Spelling
 from mergegraph.architectures.roles import is_before_layers, is_head, is_output_side, is_token_embedding
 from mergegraph.checkpoint.index import CheckpointIndex
-from mergegraph.checkpoint.names import LayerStack, layer_and_suffix, layer_stacks, split_layer
+from mergegraph.checkpoint.names import LayerStack, layer_and_suffix, layer_stacks, layers_and_suffixes
 from mergegraph.compiler.experts import Place, logical
 from mergegraph.compiler.selection import selected
 from mergegraph.plan.values import ModelRef
@@ -72,12 +72,12 @@ class Input:
             places = selected(places, self.picks, family.names)
         return places, form
 
-    @property
+    @cached_property
     def tensors(self) -> Mapping[str, Place]:
         """Where each logical tensor lies, by its name in the donor's spelling, in natural order."""
         return self._logical[0]
 
-    @property
+    @cached_property
     def form(self) -> Form:
         """How experts are stored."""
         return self._logical[1]
@@ -121,21 +121,30 @@ class Input:
         return siblings or (self.index.config.get("is_encoder_decoder") is True and len(prefixes) > 1)
 
     @cached_property
+    def _split(self) -> tuple[tuple[dict[str, None], ...], dict[str, None]]:
+        layers: tuple[dict[str, None], ...] = tuple({} for _ in range(self.layers))
+        outside: dict[str, None] = {}
+        last, here = "", None
+        for name, (layer, suffix) in zip(self.tensors, layers_and_suffixes(self.tensors), strict=True):
+            if layer is not last:
+                prefix, _, number = layer[:-1].rpartition(".")
+                decodes = self.stack is not None and bool(layer) and prefix == self.stack.prefix
+                last, here = layer, layers[int(number)] if decodes else None
+            if here is None:
+                outside[name] = None
+            else:
+                here[suffix] = None
+        return layers, outside
+
+    @property
     def by_layer(self) -> tuple[dict[str, None], ...]:
         """Tensor suffixes of each decoder layer."""
-        layers: tuple[dict[str, None], ...] = tuple({} for _ in range(self.layers))
-        if self.stack is not None:
-            for name in self.tensors:
-                found = split_layer(name, self.stack.prefix)
-                if found is not None:
-                    layers[found[0]][found[1]] = None
-        return layers
+        return self._split[0]
 
-    @cached_property
+    @property
     def outside(self) -> dict[str, None]:
         """Names of the tensors that are in no decoder layer."""
-        stack = self.stack
-        return {n: None for n in self.tensors if stack is None or split_layer(n, stack.prefix) is None}
+        return self._split[1]
 
     @cached_property
     def at_input(self) -> dict[str, None]:
@@ -197,7 +206,7 @@ class Input:
     def find(self, name: str) -> Place | None:
         """Where the tensor called `name` lies; a tied head is found in the embedding."""
         found = self.tensors.get(name)
-        if found is None and is_head(name) and self.embedding is not None:
+        if found is None and self.embedding is not None and is_head(name):
             return self.tensors[self.embedding]
         return found
 

@@ -29,7 +29,7 @@ from mergegraph.ops import IDENTICAL, cast, load, stream
 from mergegraph.plan.merge import MergePlan
 from mergegraph.plan.source import Problems
 from mergegraph.plan.values import ExpertLayout, ModelRef
-from mergegraph.tensorspec import DType, TensorSpec, promote
+from mergegraph.tensorspec import DType, Space, TensorSpec, promote
 
 
 @dataclass(frozen=True)
@@ -255,7 +255,8 @@ class _Compiler:
     def _merged(self, group: Group, base: Operand | None, models: list[Operand]) -> Output | None:
         if not self.resolving:
             return None
-        operands = [o for o in group.operands if o is base or any(o is m for m in models)]
+        taken = {id(base), *map(id, models)}
+        operands = [o for o in group.operands if id(o) in taken]
         specs = [spec_of(o) for o in operands]
         out = self.plan.out_dtype or self.plan.dtype or promote([s.dtype for s in specs])
         if is_balance(group.name):
@@ -335,11 +336,14 @@ class _Compiler:
 
 
 def _bound(expression: Node, operands: list[Operand], streams: Streams = ()) -> Output:
-    sources = tuple(_source(o) for o in operands)
-    spec = TensorSpec(expression.spec.shape, expression.spec.dtype)
+    sources = tuple([_source(o) for o in operands])
+    spec = expression.spec  # one object for all outputs of an expression
+    if spec.space is not Space.WEIGHT:
+        spec = TensorSpec(spec.shape, spec.dtype)
     return Output(spec, (Piece(expression, sources, streams),))
 
 
 def _source(operand: Operand) -> SourceTensor:
-    assert operand.place is not None
-    return SourceTensor(operand.input.key, operand.place.tensor, operand.place.view)
+    place = operand.place
+    assert place is not None
+    return SourceTensor(operand.input.key, place.tensor, place.view)

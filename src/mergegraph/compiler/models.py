@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -56,7 +56,7 @@ class Model:
                     f"{self.name} is merged, and its {tensor} is wanted in another order",
                     hint="merge it to a file first",
                 )
-            return replace(whole, window=(view.offset, view.numel))
+            return whole._replace(window=(view.offset, view.numel))
         (source,) = whole.sources
         inner = source.view
         if inner is not None:

@@ -82,14 +82,15 @@ class CompileReport:
 def unused(inputs: Mapping[ModelRef, Input], graph: Graph, known: Sequence[Dropped]) -> list[Dropped]:
     """Return the input tensors that no output reads, beyond those already `known` to be dropped."""
     used = graph.sources()
-    # A stack that is copied whole is one source, and all of its matrices are used.
-    whole = {s.name for s in used if s.view is None}
     noted = {(d.model, d.tensor) for d in known}
     found = []
     for model in inputs.values():
         for name, place in model.tensors.items():
             source = SourceTensor(model.key, place.tensor, place.view)
-            if source in used or source.name in whole or (model.name, source.label) in noted:
+            # A stack that is copied whole is one source, and all of its matrices are used.
+            if source in used or (place.view is not None and SourceTensor(*source.name) in used):
+                continue
+            if (model.name, source.label) in noted:
                 continue
             reason = _reason(model, name, len(place.spec.shape), graph)
             found.append(Dropped(model.name, source.label, reason))

@@ -45,7 +45,7 @@ class Resolver:
     def __init__(self, plan: MergePlan, method: MergeMethod) -> None:
         self._plan = plan
         self._method = method
-        self._filters: dict[tuple[int, ...], tuple[str, ...]] = {}
+        self._met: dict[tuple[int, ...], tuple[tuple[str, ...], bool]] = {}
         self._cache: dict[object, Resolved] = {}
         self._answers: dict[Resolved, Resolved] = {}
 
@@ -57,10 +57,11 @@ class Resolver:
         """
         # Of a tensor's name only matters which filters it meets, so most tensors of a layer share one answer.
         who = (id(group.part), *(id(o.source) for o in models))
-        filters = self._filters.get(who)
-        if filters is None:
-            filters = self._filters[who] = self._filters_of(group, models)
-        where = (group.t, group.position if self._method.positional else None)
+        met = self._met.get(who)
+        if met is None:
+            met = self._met[who] = self._conditions_of(group, models)
+        filters, gradual = met
+        where = (group.t if gradual else None, group.position if self._method.positional else None)
         key: object = (who, where)
         if filters:
             names = (group.filter_name, *(o.filter_name for o in models))
@@ -83,11 +84,13 @@ class Resolver:
             found += [Setting(p.name, o.input.name, *self._each(p, group, o)) for p in self._method.each]
         return found
 
-    def _filters_of(self, group: Group, models: Sequence[Operand]) -> tuple[str, ...]:
+    def _conditions_of(self, group: Group, models: Sequence[Operand]) -> tuple[tuple[str, ...], bool]:
+        """The filters that values may depend on, and whether they may depend on the layer's position."""
         levels = [self._plan.parameters, group.part.parameters, *(o.source.parameters for o in models)]
         used = [level[p.name] for level in levels for p in self._method.parameters if p.name in level]
-        texts = (condition.filter for setting in used for condition in setting.conditions)
-        return tuple(dict.fromkeys(text for text in texts if text is not None and text != "*"))
+        conditions = [condition for setting in used for condition in setting.conditions]
+        texts = dict.fromkeys(c.filter for c in conditions if c.filter is not None and c.filter != "*")
+        return tuple(texts), any(isinstance(c.value, tuple) and len(c.value) > 1 for c in conditions)
 
     def _shared(self, parameter: Parameter, group: Group) -> tuple[Scalar | None, Origin | None]:
         levels = (group.part.parameters, self._plan.parameters)

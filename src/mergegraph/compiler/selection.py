@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 
 from mergegraph.architectures.expert_names import ExpertNames
 from mergegraph.checkpoint.names import layer_and_suffix
@@ -82,4 +81,4 @@ def _rows(name: str, place: Place, pick: tuple[int, ...], experts: int) -> Place
     columns = place.spec.numel // experts
     view = View(0, len(pick), columns, columns, 1, Picked(pick))
     spec = TensorSpec((*shape[:axis], len(pick), *shape[axis + 1 :]), place.spec.dtype)
-    return replace(place, spec=spec, view=view)
+    return place._replace(spec=spec, view=view)

@@ -162,7 +162,7 @@ def _leading(output: Output, model: Input) -> Output:
         return output
     columns = output.spec.numel // shape[0]
     part = SourceTensor(source.checkpoint, source.tensor, View(0, shape[0], columns, columns))
-    return Output(output.spec, (replace(first, sources=(part,)),))
+    return Output(output.spec, (first._replace(sources=(part,)),))
 
 
 def _dtype_of(name: str, family: MoeFamily, stated: DType) -> DType:

@@ -57,7 +57,7 @@ class ComputedWeights:
         result = np.empty(output.spec.shape, STORED[output.spec.dtype])
         todo = programs(Graph({name: output}))
         sink = _Sink(result)
-        worker = Worker(self._reader, sink, phase_functions(todo, "cpu"))
+        worker = Worker(self._reader, sink, phase_functions(todo))
         for program in todo:
             progress = Progress(program, TILE)
             jobs = progress.start()

@@ -20,6 +20,7 @@ from mergegraph.plan.kinds import AnyPlan
 from mergegraph.plan.merge import MergePlan
 from mergegraph.plan.source import Problems
 from mergegraph.plan.values import ModelRef
+from mergegraph.storage.headers import Headers
 from mergegraph.storage.local import open_checkpoint
 
 _TOKENIZER_FILES = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
@@ -40,6 +41,7 @@ def open_all(plan: AnyPlan, problems: Problems) -> Opened:
     A model that cannot be opened is noted in `problems` and left out.
     """
     opened: dict[ModelRef, CheckpointIndex] = {}
+    known = Headers()
     for ref in plan.referenced_models():
         where = line_of(plan, ref) if isinstance(plan, MergePlan) else plan.origin_of(ref)
         if not isinstance(plan, MergePlan) and _as_opened(ref).lora is not None:
@@ -47,7 +49,7 @@ def open_all(plan: AnyPlan, problems: Problems) -> Opened:
             problems.add(message, where, "merge the adapter into its model first")
             continue
         try:
-            opened[ref] = open_model(ref, plan.file)
+            opened[ref] = open_model(ref, plan.file, known)
         except CheckpointError as error:
             problems.add(f"model {ref}: {error.message}", where, error.hint, str(ref))
     return Opened(opened, _keys(opened))
@@ -151,7 +153,7 @@ def _sidecar(index: CheckpointIndex, name: str) -> bytes | None:
         raise CheckpointError(f"cannot be read: {error.strerror}", path=str(path)) from error
 
 
-def open_model(ref: ModelRef, plan_file: str | None = None) -> CheckpointIndex:
+def open_model(ref: ModelRef, plan_file: str | None = None, known: Headers | None = None) -> CheckpointIndex:
     """Index one model: a path (from the working directory, else from the plan's), or a hub id.
 
     Raises:
@@ -162,7 +164,7 @@ def open_model(ref: ModelRef, plan_file: str | None = None) -> CheckpointIndex:
     beside = Path(plan_file).parent / ref.path if plan_file else Path(ref.path)
     for path in (Path(ref.path), beside):
         if path.exists():
-            return open_checkpoint(str(path), name=name)
+            return open_checkpoint(str(path), name=name, known=known)
     from mergegraph.storage import hub  # costs an import that local plans do without
 
     if hub.looks_like_repo(ref.path):

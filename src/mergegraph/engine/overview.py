@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mergegraph.architectures.roles import is_head
 from mergegraph.checkpoint.index import CheckpointIndex
@@ -13,13 +13,16 @@ from mergegraph.checkpoint.layout import OutputLayout
 from mergegraph.checkpoint.names import layer_stacks, split_layer
 from mergegraph.compiler.inputs import Input
 from mergegraph.compiler.report import CompileReport
-from mergegraph.engine.rows import RowsWork
 from mergegraph.graph.graph import Graph, SourceTensor
 from mergegraph.plan.values import ModelRef
+from mergegraph.runtime.devices import Placement
 from mergegraph.schedule.memory import program_bytes
 from mergegraph.schedule.schedule import Schedule
 from mergegraph.storage.files import free_bytes
 from mergegraph.tensorspec import TensorSpec, format_bytes
+
+if TYPE_CHECKING:
+    from mergegraph.engine.rows import RowsWork
 
 
 def plan_summary(
@@ -32,6 +35,7 @@ def plan_summary(
     graph: Graph,
     report: CompileReport,
     layout: OutputLayout,
+    placement: Placement,
     schedule: Schedule,
 ) -> dict[str, Any]:
     """Return everything a dry run tells."""
@@ -52,6 +56,10 @@ def plan_summary(
         "peak_bytes": schedule.peak_bytes,
         "memory_budget": schedule.budget,
         "threads": schedule.workers,
+        "device": ", ".join(placement.devices),
+        "device_reason": placement.reason,
+        "vram_peak_bytes": schedule.vram_peak,
+        "vram_budget": placement.vram,
         "free_disk": free_bytes(Path.cwd()),
         "fingerprint": graph.fingerprint,
         "copied": [o["name"] for o in outputs if o["kind"] in ("copied", "checked")],

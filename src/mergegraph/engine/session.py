@@ -16,11 +16,9 @@ from mergegraph.checkpoint.layout import INDEX_FILE
 from mergegraph.compiler.inputs import Input
 from mergegraph.engine.opening import fetched
 from mergegraph.plan.values import ModelRef
-from mergegraph.runtime.devices import choose_devices
 from mergegraph.runtime.events import Advanced, Finished, OnEvent, Routing, RunReport, Stage, Started
 from mergegraph.runtime.executor import Outcomes, execute
 from mergegraph.runtime.probe import peak_resident_bytes
-from mergegraph.runtime.progress import Tally
 from mergegraph.schedule.tiling import Program
 from mergegraph.storage.files import write_file
 from mergegraph.storage.journal import JOURNAL_FILE, Journal, input_stamps
@@ -40,12 +38,10 @@ _EVENT_SECONDS = 0.1
 class Session:
     """Runs one compiled plan into one output directory."""
 
-    def __init__(
-        self, compiled: Compiled, out: Path, device: str, force: bool, on_event: OnEvent, baseline: int
-    ) -> None:
+    def __init__(self, compiled: Compiled, out: Path, force: bool, on_event: OnEvent, baseline: int) -> None:
         self._compiled = compiled
         self._out = out
-        self._devices = choose_devices(device)
+        self._devices = compiled.placement.devices
         self._force = force
         self._on_event = on_event
         self._baseline = baseline
@@ -113,7 +109,7 @@ class Session:
                 json.dumps(compiled.config, sort_keys=True).encode(), digest_size=16
             ).hexdigest(),
             "seed": compiled.seed,
-            "backend": "cpu" if self._devices[0] == "cpu" else "cuda",
+            "backend": "cpu" if compiled.placement.gpus is None else "cuda",
             "inputs": {model.key: input_stamps(model.index) for model in inputs},
             # The name of their file is a digest of everything that decides them.
             "rows": None if self._rows is None else self._rows.path.stem,
@@ -151,13 +147,13 @@ class Session:
         if compiled.config:
             write_json(staging, "config.json", compiled.config)
 
-    def _progress(self, tally: Tally, program: Program) -> None:
+    def _progress(self, outcomes: Outcomes, program: Program) -> None:
         now = monotonic()
         if now < self._next_event:
             return
         self._next_event = now + _EVENT_SECONDS
-        done, total = tally.read + tally.written, self._compiled.schedule.work_bytes
-        self._on_event(Advanced(done, total, tally.read, tally.written, program.tensor))
+        tally, total = outcomes.tally, self._compiled.schedule.work_bytes
+        self._on_event(Advanced(outcomes.work_done, total, tally.read, tally.written, program.tensor))
 
     def _report(self, outcomes: Outcomes, seconds: float) -> RunReport:
         compiled, tally, rows = self._compiled, outcomes.tally, self._rows
@@ -186,6 +182,9 @@ class Session:
             nonfinite=dict(sorted(outcomes.nonfinite.items())),
             resumed=outcomes.resumed,
             device=", ".join(self._devices),
+            reason=compiled.placement.reason,
+            vram=compiled.placement.vram,
+            vram_peak=compiled.schedule.vram_peak,
             threads=compiled.schedule.workers,
             routers=None if rows is None else {**rows.report.as_dict(), "cached": rows.cached},
         )

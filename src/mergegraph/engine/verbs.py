@@ -6,31 +6,35 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mergegraph.checkpoint.layout import OutputLayout, build_layout
 from mergegraph.checkpoint.names import layer_and_suffix
 from mergegraph.compiler.inputs import Input
 from mergegraph.compiler.report import CompileReport
+from mergegraph.engine.collector import collector_paused
 from mergegraph.engine.loading import read_file
+from mergegraph.engine.locking import check_lock, sample_of
 from mergegraph.engine.opening import open_model
 from mergegraph.engine.overview import checkpoint_facts, plan_summary
 from mergegraph.engine.resolving import Explainer, Resolved, resolve
-from mergegraph.engine.rows import RowsWork
 from mergegraph.errors import ExecutionError, MemoryBudgetError, PlanError, Problem, did_you_mean
 from mergegraph.graph.graph import FILL, Graph
 from mergegraph.graph.text import explain_text
 from mergegraph.plan.kinds import AnyPlan
-from mergegraph.plan.lock import Lock, lock_text
+from mergegraph.plan.lock import lock_text
 from mergegraph.plan.source import Problems
 from mergegraph.plan.values import ExpertLayout, ModelRef, parse_model_ref
+from mergegraph.runtime.devices import Placement, place
 from mergegraph.runtime.events import OnEvent, RunReport
 from mergegraph.runtime.probe import cpu_count, resident_bytes
 from mergegraph.schedule.schedule import Schedule, schedule
-from mergegraph.storage.local import sample_digest
 from mergegraph.storage.sidecars import input_record
 from mergegraph.tensorspec import parse_bytes
 from mergegraph.version import VERSION
+
+if TYPE_CHECKING:
+    from mergegraph.engine.rows import RowsWork
 
 PlanSource = str | os.PathLike[str] | AnyPlan
 
@@ -50,6 +54,7 @@ class Compiled:
         facts: of a mixture of experts: sizes, routers, what comes from where.
         rows: router rows that are computed before anything else.
         layout: files, offsets.
+        placement: where tiles are computed, and why.
         schedule: order and memory.
         seed: of everything random.
         expert_layout: what was asked for besides the plan.
@@ -66,6 +71,7 @@ class Compiled:
     facts: Mapping[str, Any] | None
     rows: RowsWork | None
     layout: OutputLayout
+    placement: Placement
     schedule: Schedule
     seed: int | None
     expert_layout: ExpertLayout | None
@@ -98,6 +104,7 @@ class Compiled:
             graph=self.graph,
             report=self.report,
             layout=self.layout,
+            placement=self.placement,
             schedule=self.schedule,
         )
 
@@ -119,6 +126,8 @@ def compile_plan(
     *,
     memory: str | int = "1GiB",
     threads: int | None = None,
+    device: str = "auto",
+    vram: str | int | None = None,
     shard_size: str | int = "5GB",
     seed: int | None = None,
     expert_layout: ExpertLayout | None = None,
@@ -129,6 +138,8 @@ def compile_plan(
         plan: a plan, or the path of one or of its lock file.
         memory: most bytes the run may allocate, beyond the interpreter and its imports.
         threads: worker threads; by default one per processor.
+        device: ``cpu``, ``cuda``, ``cuda:0,1``, or ``auto``: GPUs where a trial shows that they are quicker.
+        vram: most bytes to use on each GPU; by default three quarters of what is free.
         shard_size: most bytes of tensor data in one output file.
         seed: seed of everything that is drawn at random; overrides the plan's.
         expert_layout: ``per-expert`` or ``stacked``; overrides the plan's. Without, a merge keeps the layout
@@ -136,7 +147,8 @@ def compile_plan(
 
     Raises:
         PlanError: with every problem of the plan and of how it fits its checkpoints.
-        MemoryBudgetError: some tensor cannot be computed within `memory`.
+        MemoryBudgetError: some tensor cannot be computed within `memory`, or `vram`.
+        DeviceError: `device` is none that is there.
     """
     if threads is not None and threads < 1:
         raise ValueError(f"threads must be at least 1, not {threads}")
@@ -144,20 +156,24 @@ def compile_plan(
     loaded, lock = read_file(plan, problems) if isinstance(plan, str | os.PathLike) else (plan, None)
     chosen = next((s for s in (seed, lock.seed if lock else None, loaded.seed) if s is not None), None)
     layout = expert_layout or (lock.expert_layout if lock else None)
-    resolved = resolve(loaded, problems, chosen, layout)
-    if lock is not None:
-        _check_lock(lock, resolved.compiled.graph, resolved.inputs)
-    limits = Limits(parse_bytes(memory), threads or cpu_count(), parse_bytes(shard_size))
-    return _scheduled(loaded, resolved, limits, chosen, layout)
+    with collector_paused():
+        resolved = resolve(loaded, problems, chosen, layout)
+        if lock is not None:
+            check_lock(lock, resolved.compiled.graph, resolved.inputs)
+        count = threads or cpu_count()
+        placement = place(device, count, None if vram is None else parse_bytes(vram))
+        limits = Limits(parse_bytes(memory), count, parse_bytes(shard_size), placement)
+        return _scheduled(loaded, resolved, limits, chosen, layout)
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a run may use: bytes of memory, worker threads, and bytes of tensor data in one file."""
+    """What a run may use: bytes of memory, threads, bytes of tensor data in one file, devices."""
 
     memory: int
     threads: int
     shard: int
+    placement: Placement
 
 
 def _scheduled(
@@ -168,7 +184,8 @@ def _scheduled(
     indexes = {model.key: model.index for model in resolved.inputs.values()}
     if rows is not None:
         indexes[rows.key] = rows.index
-    scheduled = schedule(compiled.graph, layout, indexes, threads=limits.threads, budget=limits.memory)
+    bounds = {"threads": limits.threads, "budget": limits.memory}
+    scheduled = schedule(compiled.graph, layout, indexes, **bounds, gpus=limits.placement.gpus)
     if rows is not None:
         peak = rows.memory(scheduled.peak_bytes)
         if peak > limits.memory:
@@ -185,28 +202,12 @@ def _scheduled(
         facts=compiled.facts,
         rows=rows,
         layout=layout,
+        placement=limits.placement,
         schedule=scheduled,
         seed=seed,
         expert_layout=expert_layout,
         settings=resolved.settings,
     )
-
-
-def _check_lock(lock: Lock, graph: Graph, inputs: Mapping[ModelRef, Input]) -> None:
-    if lock.fingerprint != graph.fingerprint:
-        hint = "the checkpoints have changed since; make a new lock with: mergegraph plan PLAN.yml"
-        message = f"this is not the merge that was locked as {lock.fingerprint}"
-        raise PlanError([Problem(message, lock.file, hint=hint)])
-    changed = [m.name for m in inputs.values() if m.index.root and _sample(m) != lock.samples.get(m.name)]
-    if changed:
-        hint = "restore it, or make a new lock with: mergegraph plan PLAN.yml"
-        message = f"the weights of {', '.join(changed)} are not those that were locked"
-        raise PlanError([Problem(message, lock.file, hint=hint)])
-
-
-def _sample(model: Input) -> str:
-    """Digest of a local model's contents; a hub model is pinned by its commit."""
-    return sample_digest(model.index) if model.index.root else ""
 
 
 def explain(compiled: Compiled, tensor: str) -> str:
@@ -240,6 +241,7 @@ def run(
     memory: str | int = "1GiB",
     threads: int | None = None,
     device: str = "auto",
+    vram: str | int | None = None,
     shard_size: str | int = "5GB",
     seed: int | None = None,
     expert_layout: ExpertLayout | None = None,
@@ -256,7 +258,8 @@ def run(
         out: the directory to publish the result in.
         memory: as for `compile_plan`, like the others that are not explained here.
         threads: …
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:0,1``.
+        device: …
+        vram: …
         shard_size: …
         seed: …
         expert_layout: …
@@ -274,11 +277,13 @@ def run(
             plan,
             memory=memory,
             threads=threads,
+            device=device,
+            vram=vram,
             shard_size=shard_size,
             seed=seed,
             expert_layout=expert_layout,
         )
-    return Session(plan, Path(out), device, force, on_event or _ignore, baseline).run()
+    return Session(plan, Path(out), force, on_event or _ignore, baseline).run()
 
 
 def verify(out: str | os.PathLike[str]) -> list[str]:
@@ -315,7 +320,7 @@ def write_lock(compiled: Compiled, path: str | os.PathLike[str]) -> Path:
         seed=compiled.seed,
         expert_layout=compiled.expert_layout,
         fingerprint=compiled.fingerprint,
-        inputs=[{**input_record(m.index), "sample": _sample(m)} for m in compiled.inputs.values()],
+        inputs=[{**input_record(m.index), "sample": sample_of(m)} for m in compiled.inputs.values()],
         parameters=[a.as_dict() for a in compiled.report.parameters],
     )
     try:

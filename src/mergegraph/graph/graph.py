@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from mergegraph.checkpoint.view import View
 from mergegraph.graph.node import Locality, Node, node, walk
@@ -23,8 +23,7 @@ FILL = ""
 """The key of no checkpoint: its "tensors" are numbers, and every element is that number."""
 
 
-@dataclass(frozen=True, slots=True)
-class SourceTensor:
+class SourceTensor(NamedTuple):
     """A tensor of an input checkpoint, or a part of it: the checkpoint's key, and the tensor's name in it."""
 
     checkpoint: str
@@ -47,8 +46,7 @@ class SourceTensor:
         return self.tensor if self.view is None else f"{self.tensor}[{self.view}]"
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(NamedTuple):
     """An expression over slots, and the checkpoint tensors bound to them (slot i is ``sources[i]``).
 
     Elements are numbered within a piece. `streams` gives each slot its random stream, if the expression
@@ -76,8 +74,7 @@ class Piece:
         return built[self.expression.key]
 
 
-@dataclass(frozen=True, slots=True)
-class Output:
+class Output(NamedTuple):
     """One tensor to write: an ordered list of pieces, each the next run of elements unless it says its place.
 
     Most outputs are a single piece. Stacked experts and remapped vocabularies are several, and

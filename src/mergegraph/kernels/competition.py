@@ -5,12 +5,13 @@ Du et al. 2024, "Parameter competition balancing for model merging", arXiv 2410.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mergegraph.kernels.precision import SATURATED, TERMS, doublings
+from mergegraph.kernels.precision import IN_FLOAT32, IN_FLOAT64, LOG2_E, SATURATED
 from mergegraph.kernels.reduction import Array
 
 
@@ -39,25 +40,27 @@ def stretch(x: Tensor, low: Array, high: Array) -> Tensor:
 
 def contest(strength: Tensor, x: Tensor, total: Tensor, *, count: int) -> Tensor:
     """``exp(count · strength²) · tanh(x · total)``, or 0 where the element opposes the total."""
-    wide = strength.double()
-    product = x.double() * total.double()
+    product = x * total
     product = torch.where(product > SATURATED, torch.full_like(product, SATURATED), product)
     product = torch.where(product < 0, torch.zeros_like(product), product)
-    grown = _growth(product * 2.0, 2 * SATURATED)
-    score = (_growth(count * (wide * wide), float(count)) + 1.0) * (grown / (grown + 2.0))
-    return score.to(strength.dtype)
+    power, rest = _exponential(product * 2.0)
+    grown = power * rest + (power - 1.0)
+    tangent = grown / (grown + 2.0)
+    power, rest = _exponential(strength * strength * count)
+    return (power * rest + power) * tangent
 
 
-def _growth(x: Tensor, most: float) -> Tensor:
-    """``exp(x) - 1`` for x from 0 to `most`, of basic arithmetic alone: equal bits on every device."""
-    times = doublings(most)
-    y = x * 0.5**times
-    result = y * (1.0 / TERMS)
-    for term in range(TERMS - 1, 0, -1):
-        result = (result + 1.0) * (y * (1.0 / term))
-    for _ in range(times):
-        result = result * (result + 2.0)
-    return result
+def _exponential(x: Tensor) -> tuple[Tensor, Tensor]:
+    """``2**n`` and ``exp(r) - 1``, see `Exponential`; basic arithmetic has the same bits on every device."""
+    wide = x.dtype is torch.float64
+    how, bits = (IN_FLOAT64, torch.int64) if wide else (IN_FLOAT32, torch.int32)
+    shifted = x * LOG2_E + how.rounding
+    n = shifted - how.rounding
+    r = (x - n * how.high) - n * how.low
+    series = torch.full_like(r, 1.0 / math.factorial(how.terms))
+    for term in range(how.terms - 1, 0, -1):
+        series = series * r + 1.0 / math.factorial(term)
+    return ((shifted.view(bits) << how.mantissa) + how.one).view(x.dtype), series * r
 
 
 def average_by(*operands: Any) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from mergegraph.graph.node import Locality, Op
-from mergegraph.kernels.reduction import CHUNK, Array, Reduction
+from mergegraph.kernels.reduction import CHUNK, Array, Reduction, Span
 
 
 def call(op: Op, operands: Sequence[Any], attrs: dict[str, Any]) -> Any:
@@ -53,11 +53,26 @@ def reduce(kernel: Reduction, tensors: Sequence[Any], stats: Sequence[Array], at
     count = flat[0].numel()
     shared = kernel.chunks(attrs)
     state = kernel.empty(len(flat), attrs, kernel.rows(count, shared * CHUNK))
+    if flat[0].device.type != "cpu":
+        return kernel.finalise(_fold_there(kernel, state, flat, stats, attrs), len(flat), attrs)
     for i in range(max(1, -(-count // CHUNK))):
         part = [x[i * CHUNK : (i + 1) * CHUNK] for x in flat]
         row = state[i // shared if kernel.per_chunk else 0]
         kernel.fold_tensors(row, part, i * CHUNK, stats, attrs)
     return kernel.finalise(state, len(flat), attrs)
+
+
+def _fold_there(
+    kernel: Reduction, state: Array, flat: Sequence[Any], stats: Sequence[Array], attrs: dict[str, Any]
+) -> Array:
+    """Fold tensors that lie on another device, without moving them."""
+    rows = flat[0].new_tensor(state, dtype=None)
+    step = kernel.chunks(attrs) * CHUNK if kernel.placed else max(1, flat[0].numel())
+    for i, begin in enumerate(range(0, flat[0].numel(), step)):
+        part = [x[begin : begin + step] for x in flat]
+        kernel.fold_tile(rows[i : i + 1] if kernel.placed else rows, part, Span(begin, CHUNK), stats, attrs)
+    found: Array = rows.cpu().numpy()
+    return found
 
 
 PER_ROW = ("row_arc", "row_stock", "row_divergence")

@@ -21,7 +21,11 @@ _OPTIONS: dict[str, Any] = {"nogil": True, "fastmath": False, "error_model": "nu
 VERSION = f"numba-{numba.__version__}"
 """Machine code is cached per compiler version."""
 
-u16, u32, u64, i64, f32, f64 = np.uint16, np.uint32, np.uint64, np.int64, np.float32, np.float64
+u8, u16, u32, u64, i32, i64 = np.uint8, np.uint16, np.uint32, np.uint64, np.int32, np.int64
+f32, f64 = np.float32, np.float64
+
+GOLDEN = u64(0x9E3779B97F4A7C15)
+"""How far the states of neighbouring random numbers are apart."""
 
 
 def jit(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -117,12 +121,28 @@ def mixed(z):  # type: ignore[no-untyped-def]
 
 
 @helper
+def state(high, low, e):  # type: ignore[no-untyped-def]
+    """What element `e` of the stream ``(high, low)`` is mixed from; for the next one, add `GOLDEN`."""
+    start = mixed(u64(u64(u64(high) << u64(24)) | u64(low)) + GOLDEN)
+    return u64(start + u64(e + 1) * GOLDEN)
+
+
+@helper
+def bits24(state):  # type: ignore[no-untyped-def]
+    """The 24 random bits that an element's state gives, as an int32."""
+    return i32(mixed(state) >> u64(40))
+
+
+@helper
+def random24(high, low, e):  # type: ignore[no-untyped-def]
+    """Element `e` of the stream ``(high, low)``: 24 random bits as an int32."""
+    return bits24(state(high, low, e))
+
+
+@helper
 def uniform(high, low, e):  # type: ignore[no-untyped-def]
     """Element `e` of the stream ``(high, low)``: float32 in [0, 1)."""
-    golden = u64(0x9E3779B97F4A7C15)
-    start = mixed(u64(u64(u64(high) << u64(24)) | u64(low)) + golden)
-    z = mixed(u64(start + u64(e + 1) * golden))
-    return f32(u32(z >> u64(40))) * f32(5.9604644775390625e-08)
+    return f32(random24(high, low, e)) * f32(5.9604644775390625e-08)
 
 
 @jit

@@ -1,6 +1,7 @@
 """Compiled folds: what reductions do with a block of elements, ``[operands, BLOCK]``.
 
-Float sums go through 64 fixed lanes, so their bits do not depend on the machine's vector width.
+Float sums go through fixed lanes (`fused_vector`), so their bits do not depend on the machine's vectors; what
+is left of a block at its end is added after them, element by element.
 """
 
 from __future__ import annotations
@@ -10,62 +11,70 @@ from typing import Any
 
 import numpy as np
 
-from mergegraph.kernels.fused import BLOCK, f64, jit, u32, u64
+from mergegraph.kernels.fused import BLOCK, f64, helper, i32, jit
+from mergegraph.kernels.fused_vector import LANES, cross_products, dot_products, sum_of_magnitudes
 from mergegraph.kernels.reduction import Array
 
 
 @jit
 def fold_gram(block, count, state):  # type: ignore[no-untyped-def]
-    """Add the pairwise dot products of ``block[k, :count]`` to `state`, in 64 fixed lanes."""
-    lanes = np.zeros(64)
+    """Add the dot products of all pairs of ``block[k, :count]`` to `state`, each row with itself first."""
+    models, full = len(block), count - count % LANES
+    if models == 2:
+        _add(state, dot_products((block[0], block[1]), full))
+    elif models == 3:
+        _add(state, dot_products((block[0], block[1], block[2]), full))
+    elif models == 4:
+        _add(state, dot_products((block[0], block[1], block[2], block[3]), full))
+    else:
+        _gram_by_threes(block, full, state)
     at = 0
-    for p in range(block.shape[0]):
-        for q in range(p, block.shape[0]):
-            a, b = block[p], block[q]
-            for lane in range(64):
-                lanes[lane] = 0.0
-            full = count - count % 64
-            for i in range(0, full, 64):
-                for lane in range(64):
-                    lanes[lane] += f64(a[i + lane]) * f64(b[i + lane])
+    for p in range(models):
+        for q in range(p, models):
             for i in range(full, count):
-                lanes[i - full] += f64(a[i]) * f64(b[i])
-            total = 0.0
-            for lane in range(64):
-                total += lanes[lane]
-            state[at] += total
+                state[at] += f64(block[p, i]) * f64(block[q, i])
             at += 1
 
 
 @jit
+def _gram_by_threes(block, count, state):  # type: ignore[no-untyped-def]
+    """The same for any number of rows: more than nine sums at a time would not stay in registers."""
+    last = len(block) - 1
+    for p in range(0, last + 1, 3):
+        left = (block[p], block[min(p + 1, last)], block[min(p + 2, last)])
+        for q in range(p, last + 1, 3):
+            right = (block[q], block[min(q + 1, last)], block[min(q + 2, last)])
+            sums = cross_products(left, right, count)
+            for i in range(3):
+                first = (p + i) * (2 * last + 1 - p - i) // 2  # place of row p + i in `state`, less p + i
+                for j in range(3):
+                    if p + i <= q + j <= last:
+                        state[first + q + j] += sums[3 * i + j]
+
+
+@helper
+def _add(state, sums):  # type: ignore[no-untyped-def]
+    for i in range(len(sums)):
+        state[i] += sums[i]
+
+
+@jit
 def fold_l1(block, count, state):  # type: ignore[no-untyped-def]
-    """Add ``Σ|block[0, :count]|`` to ``state[0]``, in 64 fixed lanes."""
-    lanes = np.zeros(64)
-    full = count - count % 64
-    for i in range(0, full, 64):
-        for lane in range(64):
-            lanes[lane] += abs(f64(block[0, i + lane]))
+    """Add ``Σ|block[0, :count]|`` to ``state[0]``."""
+    full = count - count % LANES
+    state[0] += sum_of_magnitudes(block[0], full)
     for i in range(full, count):
-        lanes[i - full] += abs(f64(block[0, i]))
-    for lane in range(64):
-        state[0] += lanes[lane]
+        state[0] += abs(f64(block[0, i]))
 
 
 @jit
 def fold_squares(block, count, state):  # type: ignore[no-untyped-def]
-    """Add ``Σ block[k, :count]²`` to ``state[k]`` for every k, in 64 fixed lanes."""
-    lanes = np.zeros(64)
-    full = count - count % 64
-    for k in range(block.shape[0]):
-        for lane in range(64):
-            lanes[lane] = 0.0
-        for i in range(0, full, 64):
-            for lane in range(64):
-                lanes[lane] += f64(block[k, i + lane]) * f64(block[k, i + lane])
+    """Add ``Σ block[k, :count]²`` to ``state[k]`` for every k."""
+    full = count - count % LANES
+    for k in range(len(block)):
+        state[k] += dot_products((block[k],), full)[0]
         for i in range(full, count):
-            lanes[i - full] += f64(block[k, i]) * f64(block[k, i])
-        for lane in range(64):
-            state[k] += lanes[lane]
+            state[k] += f64(block[k, i]) * f64(block[k, i])
 
 
 @jit
@@ -78,70 +87,46 @@ def fold_columns(block, count, state, columns, begin):  # type: ignore[no-untype
     while lo < count:
         c = (begin + lo) % columns
         m = min(columns - c, count - lo)
-        for j in range(m):
-            a, b = f64(block[0, lo + j]), f64(block[1, lo + j])
-            state[c + j] += a * a
-            state[columns + c + j] += a * b
-            state[2 * columns + c + j] += b * b
+        x, y = block[0, lo : lo + m], block[1, lo : lo + m]
+        _add_products(x, x, state[c : c + m])
+        _add_products(x, y, state[columns + c : columns + c + m])
+        _add_products(y, y, state[2 * columns + c : 2 * columns + c + m])
         lo += m
+
+
+@helper
+def _add_products(x, y, sums):  # type: ignore[no-untyped-def]
+    for j in range(len(sums)):
+        sums[j] += f64(x[j]) * f64(y[j])
 
 
 @jit
 def fold_nonzero(block, count, state):  # type: ignore[no-untyped-def]
     """Count the elements of ``block[0, :count]`` that are not zero."""
-    total = 0
+    total = i32(0)  # of the elements' size: wider counts would halve the vectors
     for i in range(count):
-        total += 1 if block[0, i] != 0 else 0
+        total = i32(total + i32(block[0, i] != 0))
     state[0] += total
 
 
 @jit
 def fold_overlap(block, count, state, epsilon):  # type: ignore[no-untyped-def]
     """Count, for each k, where it alone is active (``state[2k]``) and where others are too."""
-    for i in range(count):
-        active = 0
-        for k in range(block.shape[0]):
-            active += 0 if abs(block[k, i]) <= epsilon else 1
-        shared = 1 if active > 1 else 0
-        for k in range(block.shape[0]):
-            if not abs(block[k, i]) <= epsilon:
-                state[2 * k + shared] += 1
-
-
-@jit
-def fold_histogram32(block, count, state, shift):  # type: ignore[no-untyped-def]
-    """Count the magnitude bits above `shift` of the float32 ``block[0, :count]``."""
-    bits_of = block[0].view(np.uint32)
-    for i in range(count):
-        state[u32(bits_of[i] & u32(0x7FFFFFFF)) >> u32(shift)] += 1
-
-
-@jit
-def fold_histogram64(block, count, state, shift):  # type: ignore[no-untyped-def]
-    """Count the magnitude bits above `shift` of the float64 ``block[0, :count]``."""
-    bits_of = block[0].view(np.uint64)
-    for i in range(count):
-        state[(bits_of[i] & u64(0x7FFFFFFFFFFFFFFF)) >> u64(shift)] += 1
-
-
-@jit
-def fold_histogram_within32(block, count, state, shift, bits, prefix):  # type: ignore[no-untyped-def]
-    """Count the next `bits` bits of the float32 elements whose bits above them equal `prefix`."""
-    bits_of, wanted, mask = block[0].view(np.uint32), u32(prefix), u32((1 << bits) - 1)
-    for i in range(count):
-        magnitude = u32(bits_of[i] & u32(0x7FFFFFFF))
-        if u32(magnitude >> u32(shift + bits)) == wanted:
-            state[u32(magnitude >> u32(shift)) & mask] += 1
-
-
-@jit
-def fold_histogram_within64(block, count, state, shift, bits, prefix):  # type: ignore[no-untyped-def]
-    """Count the next `bits` bits of the float64 elements whose bits above them equal `prefix`."""
-    bits_of, wanted, mask = block[0].view(np.uint64), u64(prefix), u64((1 << bits) - 1)
-    for i in range(count):
-        magnitude = bits_of[i] & u64(0x7FFFFFFFFFFFFFFF)
-        if magnitude >> u64(shift + bits) == wanted:
-            state[(magnitude >> u64(shift)) & mask] += 1
+    limit = block.dtype.type(epsilon)
+    sharing = np.zeros(count, np.int32)
+    for k in range(len(block)):
+        row = block[k]
+        for i in range(count):
+            sharing[i] += i32(0) if abs(row[i]) <= limit else i32(1)
+    for k in range(len(block)):
+        row = block[k]
+        active, alone = i32(0), i32(0)
+        for i in range(count):
+            here = i32(0) if abs(row[i]) <= limit else i32(1)
+            active = i32(active + here)
+            alone = i32(alone + (here if sharing[i] == 1 else i32(0)))
+        state[2 * k] += alone
+        state[2 * k + 1] += active - alone
 
 
 def gram_row(chunk: Array) -> Array:

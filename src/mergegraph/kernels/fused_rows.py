@@ -8,30 +8,17 @@ import numpy as np
 
 from mergegraph.kernels.combinations import STRAIGHT
 from mergegraph.kernels.fused import f64, helper, i64, jit
-
-
-@jit
-def row_dot(block, p, q, count):  # type: ignore[no-untyped-def]
-    """Dot product of two operands' rows, in 64 fixed lanes."""
-    lanes = np.zeros(64)
-    full = count - count % 64
-    for i in range(0, full, 64):
-        for lane in range(64):
-            lanes[lane] += f64(block[p, i + lane]) * f64(block[q, i + lane])
-    for i in range(full, count):
-        lanes[i - full] += f64(block[p, i]) * f64(block[q, i])
-    total = 0.0
-    for lane in range(64):
-        total += lanes[lane]
-    return total
+from mergegraph.kernels.fused_folds import fold_gram
+from mergegraph.kernels.fused_vector import LANES, largest_of, sum_of
 
 
 @jit
 def row_arc(block, count, out, t):  # type: ignore[no-untyped-def]
     """Coefficients of spherical interpolation between two rows."""
-    a = max(np.sqrt(row_dot(block, 0, 0, count)), 1e-7)
-    b = max(np.sqrt(row_dot(block, 1, 1, count)), 1e-7)
-    quotient = row_dot(block, 0, 1, count) / (a * b)
+    products = np.zeros(3)
+    fold_gram(block, count, products)
+    a, b = max(np.sqrt(products[0]), 1e-7), max(np.sqrt(products[2]), 1e-7)
+    quotient = products[1] / (a * b)
     cosine = min(1.0, max(-1.0, quotient)) if np.isfinite(quotient) else 1.0
     if 1.0 - cosine * cosine <= STRAIGHT:
         out[0] = 1.0 - t
@@ -45,13 +32,18 @@ def row_arc(block, count, out, t):  # type: ignore[no-untyped-def]
 @jit
 def row_stock(block, count, out):  # type: ignore[no-untyped-def]
     """Model Stock's coefficient of every task vector, for one row."""
-    models = block.shape[0]
-    total = 0.0
+    models = len(block)
+    products = np.zeros(models * (models + 1) // 2)
+    fold_gram(block, count, products)
+    total, at = 0.0, 0
     for p in range(models):
+        of_p = at
         for q in range(p + 1, models):
-            norms = np.sqrt(row_dot(block, p, p, count)) * np.sqrt(row_dot(block, q, q, count))
-            quotient = row_dot(block, p, q, count) / max(norms, 1e-6)
+            of_q = q * (2 * models + 1 - q) // 2
+            norms = np.sqrt(products[of_p]) * np.sqrt(products[of_q])
+            quotient = products[of_p + q - p] / max(norms, 1e-6)
             total += min(1.0, max(-1.0, quotient)) if np.isfinite(quotient) else np.nan
+        at += models - p
     # Numbers that are not finite have no angles: the plain mean shows them where they are.
     cosine = total / (models * (models - 1) / 2) if np.isfinite(total) else 1.0
     denominator = 1.0 + (models - 1) * cosine
@@ -62,43 +54,35 @@ def row_stock(block, count, out):  # type: ignore[no-untyped-def]
 
 @jit
 def row_divergence(block, count, out):  # type: ignore[no-untyped-def]
-    """Kullback-Leibler divergence of the softmax of two rows, at least 0."""
+    """Kullback-Leibler divergence of the softmax of two rows, 1e-8 added to each share; at least 0."""
     shares = np.empty((2, count))
-    for k in range(2):
-        _softmax(block[k, :count], shares[k])
     p, q = shares[0], shares[1]
+    a, b = _shares(block[0], p), _shares(block[1], q)
     for i in range(count):
-        p[i] *= log_quotient(p[i], q[i])
+        x, y = p[i] * a + 1e-8, q[i] * b + 1e-8
+        p[i] = x * log_quotient(x, y)
     total = _sum(p)
     out[0] = 0.0 if total < 0.0 else total
 
 
 @jit
-def _softmax(x, out):  # type: ignore[no-untyped-def]
-    """``softmax(x) + 1e-8``, in float64."""
-    top = f64(-np.inf)
-    for i in range(len(x)):
+def _shares(x, out):  # type: ignore[no-untyped-def]
+    """Fill `out` with the softmax of the row `x`, less a factor, which is returned."""
+    full = len(out) - len(out) % LANES
+    top = largest_of(x, full)
+    for i in range(full, len(out)):
         top = f64(x[i]) if f64(x[i]) > top else top
-    for i in range(len(x)):
+    for i in range(len(out)):
         out[i] = exponential(f64(x[i]) - top)
-    factor = 1.0 / _sum(out)
-    for i in range(len(x)):
-        out[i] = out[i] * factor + 1e-8
+    return 1.0 / _sum(out)
 
 
 @jit
 def _sum(x):  # type: ignore[no-untyped-def]
-    """Sum of a row, in 64 fixed lanes."""
-    lanes = np.zeros(64)
-    full = len(x) - len(x) % 64
-    for i in range(0, full, 64):
-        for lane in range(64):
-            lanes[lane] += x[i + lane]
+    full = len(x) - len(x) % LANES
+    total = sum_of(x, full)
     for i in range(full, len(x)):
-        lanes[i - full] += x[i]
-    total = 0.0
-    for lane in range(64):
-        total += lanes[lane]
+        total += x[i]
     return total
 
 
@@ -114,19 +98,13 @@ def exponential(x):  # type: ignore[no-untyped-def]
     shifted = f64(y * 1.4426950408889634 + 6755399441055744.0)
     n = shifted - 6755399441055744.0
     r = (y - n * 0.693147180369123816490) - n * 1.90821492927058770002e-10
-    power = 1 / 6227020800  # Taylor's series up to r**13 / 13!
-    power = power * r + 1 / 479001600
-    power = power * r + 1 / 39916800
-    power = power * r + 1 / 3628800
-    power = power * r + 1 / 362880
-    power = power * r + 1 / 40320
-    power = power * r + 1 / 5040
-    power = power * r + 1 / 720
-    power = power * r + 1 / 120
-    power = power * r + 1 / 24
-    power = power * r + 1 / 6
-    power = power * r + 1 / 2
-    power = (power * r + 1.0) * r + 1.0
+    # Taylor's series up to r**13 / 13!, in parts that do not wait for each other.
+    r2 = r * r
+    r4 = r2 * r2
+    low = (1 / 2 + r * (1 / 6)) + r2 * (1 / 24 + r * (1 / 120))
+    middle = (1 / 720 + r * (1 / 5040)) + r2 * (1 / 40320 + r * (1 / 362880))
+    high = (1 / 3628800 + r * (1 / 39916800)) + r2 * (1 / 479001600 + r * (1 / 6227020800))
+    power = 1.0 + (r + r2 * (low + r4 * (middle + r4 * high)))
     exponent = (shifted.view(np.int64) << 52) + (i64(1023) << 52)
     return power * i64(exponent).view(np.float64)
 
@@ -140,14 +118,10 @@ def log_quotient(p, q):  # type: ignore[no-untyped-def]
     near = i64(b + (k << 52)).view(np.float64)
     s = (p - near) / (p + near)
     t = s * s
-    series = 2 / 21  # log(p / near) = 2 artanh(s) = 2 s + 2/3 s³ + 2/5 s⁵ + …
-    series = series * t + 2 / 19
-    series = series * t + 2 / 17
-    series = series * t + 2 / 15
-    series = series * t + 2 / 13
-    series = series * t + 2 / 11
-    series = series * t + 2 / 9
-    series = series * t + 2 / 7
-    series = series * t + 2 / 5
-    series = series * t + 2 / 3
+    t2 = t * t
+    t4 = t2 * t2
+    # log(p / near) = 2 artanh(s) = 2 s + 2/3 s³ + 2/5 s⁵ + …
+    low = (2 / 3 + t * (2 / 5)) + t2 * (2 / 7 + t * (2 / 9))
+    high = (2 / 11 + t * (2 / 13)) + t2 * (2 / 15 + t * (2 / 17))
+    series = low + t4 * (high + t4 * (2 / 19 + t * (2 / 21)))
     return f64(k) * 0.6931471805599453 + (2.0 * s + s * (t * series))

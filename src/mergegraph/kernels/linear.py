@@ -20,10 +20,10 @@ def weighted_sum(*operands: Any) -> Tensor:
     return out
 
 
-def column_sum(x: Tensor, y: Tensor, w: Array, *, first: int = 0) -> Tensor:
+def column_sum(x: Tensor, y: Tensor, w: Any, *, first: int = 0) -> Tensor:
     """``w[0, c] x + w[1, c] y``, where c is an element's column; the first element is number `first`."""
     place = (torch.arange(x.numel(), device=x.device) + first) % w.shape[1]
-    a, b = (torch.from_numpy(row).to(x)[place].reshape(x.shape) for row in w)
+    a, b = (torch.as_tensor(row).to(x)[place].reshape(x.shape) for row in w)
     return a * x + b * y
 
 

@@ -65,14 +65,14 @@ def _pairs(rows: Array, arity: int, _: dict[str, Any]) -> Array:
     return _count(rows, arity, {}).reshape(arity, 2)
 
 
-L1 = Reduction(_one, True, _call("fold_l1"), "folds:l1", _total)
+L1 = Reduction(_one, True, _call("fold_l1"), "l1", _total)
 """``Σ|x|`` of one tensor, accumulated in float64."""
 
-SQUARES = Reduction(_per_tensor, True, _call("fold_squares"), "folds:squares", _total)
+SQUARES = Reduction(_per_tensor, True, _call("fold_squares"), "squares", _total)
 """``Σx²`` of each tensor, accumulated in float64."""
 
-NONZERO = Reduction(lambda _, __: (1, "int64"), False, _call("fold_nonzero"), "folds:nonzero", _count)
+NONZERO = Reduction(lambda _, __: (1, "int64"), False, _call("fold_nonzero"), "nonzero", _count)
 """Number of elements of one tensor that are not zero."""
 
-OVERLAP = Reduction(_counts, False, _call("fold_overlap", "epsilon"), "folds:overlap", _pairs)
+OVERLAP = Reduction(_counts, False, _call("fold_overlap", "epsilon"), "overlap", _pairs)
 """For each tensor, its active elements (``|x| > epsilon``) that are active alone, and with others."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,14 @@ on the tensor alone: not on tile size, thread count or which worker got which ti
 """
 
 Array = npt.NDArray[Any]
+Attrs = dict[str, Any]
+
+
+class Span(NamedTuple):
+    """Which elements a tile holds: the number of its first one, and how many share a row of state."""
+
+    begin: int
+    chunk: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +38,14 @@ class Reduction:
             cannot matter).
         code: (block, elements, state, STAT names, attrs) → a statement that folds a block of
             elements, for generated code; it may call anything in `mergegraph.kernels.fused`.
-        fold: the same on torch tensors, as ``module:function`` below this package:
-            (tensors of one chunk or tile, STATs, attrs) → one row of state.
+        fold: the name of the functions that do the same on torch tensors. In `kernels.folds`:
+            (tensors of one chunk on the CPU, STATs, attrs) → one row of state. In `kernels.batched`:
+            (rows of state, tensors of one tile, `Span`, STATs, attrs), which adds to the state on any device.
         finalise: (all rows, number of tensors, attrs) → the value of the op.
         chunks: attrs → chunks that share a row of state, for folds whose rows are long.
         placed: the fold needs to know which elements it gets, and adds to a row of state in place:
-            `fold` takes (row of state, tensors, number of the first element, attrs), and `code` may use
-            the locals ``begin``, ``lo`` and ``columns`` of generated code.
+            the fold of a chunk takes (row of state, tensors, number of the first element, attrs), and `code`
+            may use the locals ``begin``, ``lo`` and ``columns`` of generated code.
     """
 
     state: Callable[[int, dict[str, Any]], tuple[int, str]]
@@ -46,17 +55,25 @@ class Reduction:
     finalise: Callable[[Array, int, dict[str, Any]], Array]
     chunks: Callable[[dict[str, Any]], int] = lambda _: 1
     placed: bool = False
+    needed: Callable[[Sequence[Array]], bool] = lambda _: True
 
     def fold_tensors(
         self, row: Array, tensors: Sequence[Any], begin: int, stats: Sequence[Array], attrs: dict[str, Any]
     ) -> None:
-        """Add to a row of state with `fold`, imported on first use (planning must not load torch)."""
-        module, _, name = self.fold.partition(":")
-        function = getattr(import_module(f"mergegraph.kernels.{module}"), name)
+        """Add a chunk on the CPU to a row of state, as generated code would."""
+        # Imported on first use: planning must not load torch.
+        function = getattr(import_module("mergegraph.kernels.folds"), self.fold)
         if self.placed:
             function(row, tensors, begin, attrs)
         else:
             row += function(tensors, stats, attrs)
+
+    def fold_tile(
+        self, state: Any, tensors: Sequence[Any], span: Span, stats: Sequence[Array], attrs: Attrs
+    ) -> None:
+        """Add flat tensors on any device to rows of state beside them; nothing waits for the result."""
+        function = getattr(import_module("mergegraph.kernels.batched"), self.fold)
+        function(state, tensors, span, stats, attrs)
 
     def rows(self, numel: int, chunk: int = CHUNK) -> int:
         """Rows of state for a tensor of `numel` elements that is folded `chunk` at a time."""

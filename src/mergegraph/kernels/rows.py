@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mergegraph.kernels import fused_rows
+from mergegraph.kernels.batched import halved
 from mergegraph.kernels.combinations import STRAIGHT
 from mergegraph.kernels.linear import weight_of
 from mergegraph.kernels.random import drop_by
@@ -23,9 +24,13 @@ def row_arc(x: Tensor, y: Tensor, t: Array) -> Tensor:
     """Per row, the coefficients of spherical interpolation; see `combinations.arc_weights`."""
     if x.device.type == "cpu":
         return _row_by_row(fused_rows.row_arc, (x, y), 2, float(t[0]))
-    a, b = x.double(), y.double()
-    norms = [v.square().sum(-1).sqrt().clamp(min=1e-7) for v in (a, b)]
-    cosine = ((a * b).sum(-1) / (norms[0] * norms[1])).nan_to_num(1.0, 1.0, 1.0).clamp(-1.0, 1.0)
+    return torch_row_arc(x, y, t)
+
+
+def torch_row_arc(x: Tensor, y: Tensor, t: Array) -> Tensor:
+    """The same on any device."""
+    norms = [_dot(v, v).sqrt().clamp(min=1e-7) for v in (x, y)]
+    cosine = (_dot(x, y) / (norms[0] * norms[1])).nan_to_num(1.0, 1.0, 1.0).clamp(-1.0, 1.0)
     fraction = float(t[0])
     theta = torch.acos(cosine)
     straight = 1.0 - cosine * cosine <= STRAIGHT
@@ -41,11 +46,15 @@ def row_stock(*deltas: Tensor) -> Tensor:
     """Per row, the coefficient of every task vector; see `combinations.stock_weights`."""
     if deltas[0].device.type == "cpu":
         return _row_by_row(fused_rows.row_stock, deltas, len(deltas))
-    wide = torch.stack([d.double() for d in deltas])
+    return torch_row_stock(*deltas)
+
+
+def torch_row_stock(*deltas: Tensor) -> Tensor:
+    """The same on any device."""
     count = len(deltas)
-    norms = wide.square().sum(-1).sqrt()
+    norms = [_dot(d, d).sqrt() for d in deltas]
     cosines = [
-        ((wide[i] * wide[j]).sum(-1) / (norms[i] * norms[j]).clamp(min=1e-6)).clamp(-1.0, 1.0)
+        (_dot(deltas[i], deltas[j]) / (norms[i] * norms[j]).clamp(min=1e-6)).clamp(-1.0, 1.0)
         for i in range(count)
         for j in range(i + 1, count)
     ]
@@ -60,9 +69,26 @@ def row_divergence(x: Tensor, y: Tensor) -> Tensor:
     """Per row, the Kullback-Leibler divergence of ``softmax(x)`` from ``softmax(y)``, at least 0."""
     if x.device.type == "cpu":
         return _row_by_row(fused_rows.row_divergence, (x, y), 1)
-    p = torch.softmax(x.double(), -1) + 1e-8
-    q = torch.softmax(y.double(), -1) + 1e-8
-    return (p * (p / q).log()).sum(-1, keepdim=True).clamp(min=0.0)
+    return torch_row_divergence(x, y)
+
+
+def torch_row_divergence(x: Tensor, y: Tensor) -> Tensor:
+    """The same on any device."""
+    p, q = _softmax(x) + 1e-8, _softmax(y) + 1e-8
+    return halved(p * (p / q).log())[:, None].clamp(min=0.0)
+
+
+def _softmax(x: Tensor) -> Tensor:
+    if not x.numel():
+        return x.double()
+    wide = x.double()
+    powers = (wide - wide.amax(-1, keepdim=True)).exp()
+    return powers / halved(powers.clone())[:, None]
+
+
+def _dot(x: Tensor, y: Tensor) -> Tensor:
+    """Per row, the dot product in float64, in an order that is the same however many rows there are."""
+    return halved(x.double() * y.double())
 
 
 def _row_by_row(function: Callable[..., Any], tensors: Sequence[Tensor], width: int, *stats: float) -> Tensor:

@@ -1,11 +1,17 @@
-"""Exact selection of the k-th largest magnitude by radix histograms of the float bits.
+"""Exact selection of the k-th largest magnitude, without sorting.
 
-The bits of ``|x|`` order like the numbers themselves, so counting the leading bits finds the bin
-that holds the k-th largest element, and counting the next bits inside that bin refines it.
+The bits of ``|x|`` order like the numbers themselves. A *bracket* is a run of bit patterns that holds the
+wanted one; counting what lies above it, and where in it elements lie, gives a narrower one. The first bracket
+comes from a sample of the tensor, so that one pass over the whole usually is enough (Floyd and Rivest 1975
+select by sampling, too). Where it missed, the next pass looks elsewhere: the result is exact in any case.
+
+A bracket is four integers: its lowest pattern; the shift that leads from an offset in it to a bin, or -1 if
+the lowest pattern is the answer; its span, the largest offset; a pattern in it that many elements may have.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,33 +19,84 @@ import numpy as np
 
 from mergegraph.kernels.reduction import Array, Reduction
 
-
-def select_bin(counts: Array, prefix: Array, *, bits: int) -> Array:
-    """Extend `prefix` = (bits so far, rank from the top) by the bin of `counts` that holds the rank."""
-    rank = int(prefix[1])
-    from_top = np.cumsum(counts[::-1])
-    position = int(np.searchsorted(from_top, rank))
-    above = int(from_top[position - 1]) if position else 0
-    digit = len(counts) - 1 - position
-    return np.array([(int(prefix[0]) << bits) | digit, rank - above], dtype=np.int64)
+_FOUND = -1
+MARGIN = 8
+"""Standard deviations of a rank in a sample that a bracket leaves on both sides: neighbours are alike."""
 
 
-def threshold(prefix: Array, *, width: int) -> Array:
-    """The magnitude whose bits are ``prefix[0]`` (31 bits of a float32, 63 of a float64)."""
-    bits = np.array([prefix[0]], dtype=np.int64)
+def around(counts: Array, rank: Array, *, width: int, bits: int, total: int, share: bool) -> Array:
+    """The bracket that a sample suggests for the rank-th largest of `total` elements, for ``1 << bits`` bins.
+
+    Args:
+        counts: a sample in bins of all patterns.
+        rank: from the top; with `share`, a share of the elements that are not zero.
+        width: bits of a pattern.
+        bits: of the bin numbers of the bracket that is returned.
+        total: elements of the tensor.
+        share: what `rank` is.
+    """
+    seen = _bins(counts)[0]
+    size, last = int(seen.sum()), len(seen) - 1
+    if size == 0:
+        return _bracket(0, (1 << width) - 1, 0, bits)
+    wanted = float(rank[0]) * (size - int(seen[0]) if share else size / total)
+    part = min(1.0, wanted / size)
+    margin = MARGIN * math.sqrt(size * part * (1 - part)) + 4 * MARGIN
+    from_top = np.cumsum(seen[::-1])
+    high, low = (last - min(last, int(np.searchsorted(from_top, wanted + x))) for x in (-margin, margin))
+    # Where the margin reaches beyond the sample: the tensor's largest elements are not much larger.
+    high = min(high, last - int(np.searchsorted(from_top, 1)) + (len(seen) >> 8), last)
+    heaviest = low + int(np.argmax(seen[low : high + 1]))
+    step = width - last.bit_length()
+    return _bracket(low << step, ((high + 1) << step) - 1, heaviest << step, bits)
+
+
+def narrow(counts: Array, rank: Array, bracket: Array | None = None, *, width: int, bits: int) -> Array:
+    """The bracket that `counts` in `bracket` (none: of everything) leave for the rank-th largest element."""
+    most = (1 << width) - 1
+    known = () if bracket is None else (bracket,)
+    low, shift, span, _ = bracket_of(known, {"width": width, "bits": bits})
+    if bracket is not None and shift == _FOUND:
+        return bracket
+    seen, inexact = _bins(counts)
+    left = int(rank[0]) - int(counts[0])
+    from_top = np.cumsum(seen[::-1])
+    if left < 1:
+        begin = min(low + span + 1, most)
+        return _bracket(begin, most, begin, bits)
+    if left > from_top[-1]:
+        return _bracket(0, max(0, low - 1), 0, bits)
+    digit = len(seen) - 1 - int(np.searchsorted(from_top, left))
+    begin = low + (digit << shift)
+    if inexact[digit] == 0:
+        return np.array([begin, _FOUND, 0, begin], dtype=np.int64)
+    return _bracket(begin, begin + (1 << shift) - 1, begin, bits)
+
+
+def bracket_of(stats: Sequence[Array], attrs: dict[str, Any]) -> tuple[int, int, int, int]:
+    """The bracket that a histogram counts in: its statistic, or all patterns."""
+    if stats:
+        low, shift, span, guess = (int(x) for x in stats[0])
+        return low, shift, span, guess
+    return 0, attrs["width"] - attrs["bits"], (1 << attrs["width"]) - 1, 0
+
+
+def threshold(bracket: Array, *, width: int) -> Array:
+    """The magnitude that a bracket was narrowed to: of 31 bits a float32, of 63 a float64."""
+    bits = np.array([bracket[0]], dtype=np.int64)
     value: Array = bits.view(np.float64) if width == 63 else bits.astype(np.uint32).view(np.float32)
     result: Array = value.astype(np.float64)
     return result
 
 
 def rank_of_share(count: Array, *, share: float) -> Array:
-    """The prefix (no bits, rank) of the ``⌊share · count⌋``-th largest element."""
-    return np.array([0.0, float(int(float(count[0]) * share))])
+    """The rank of the ``⌊share · count⌋``-th largest element."""
+    return np.array([float(int(float(count[0]) * share))])
 
 
 def unless_empty(threshold: Array, rank: Array) -> Array:
     """The threshold, or infinity if the rank it was looked up for is 0: then nothing is kept."""
-    return threshold if rank[1] >= 1 else np.array([np.inf])
+    return threshold if rank[0] >= 1 else np.array([np.inf])
 
 
 def quartile_fence(lower: Array, median: Array, upper: Array) -> Array:
@@ -47,22 +104,38 @@ def quartile_fence(lower: Array, median: Array, upper: Array) -> Array:
     return np.array([float(median[0]) + 1.5 * (float(upper[0]) - float(lower[0]))])
 
 
-def _histogram_state(_: int, attrs: dict[str, Any]) -> tuple[int, str]:
-    return 1 << attrs["bits"], "int32"
+def _bracket(low: int, high: int, guess: int, bits: int) -> Array:
+    """The patterns from `low` to `high`, in as narrow bins as there are."""
+    span = high - low
+    return np.array([low, max(0, span.bit_length() - bits), span, guess], dtype=np.int64)
 
 
-def _histogram_code(block: str, count: str, state: str, stats: Sequence[str], attrs: dict[str, Any]) -> str:
+def _bins(counts: Array) -> tuple[Array, Array]:
+    """How many elements each bin has, and how many of them are not the first pattern of it."""
+    size = (len(counts) - 1) // 2
+    return counts[1 : size + 1], counts[size + 1 :]
+
+
+def _state(_: int, attrs: dict[str, Any]) -> tuple[int, str]:
+    return 1 + (2 << attrs["bits"]), "int32"
+
+
+def _code(block: str, count: str, state: str, stats: Sequence[str], attrs: dict[str, Any]) -> str:
     size = 64 if attrs["width"] == 63 else 32
-    operands = f"{block}, {count}, {state}, {attrs['shift']}"
-    if not stats:
-        return f"fold_histogram{size}({operands})"
-    return f"fold_histogram_within{size}({operands}, {attrs['bits']}, {stats[0]}_0)"
+    bracket = ", ".join(f"{stats[0]}_{i}" if stats else str(x) for i, x in enumerate(bracket_of((), attrs)))
+    return f"fold_select{size}({block}, {count}, {state}, {bracket})"
 
 
-def _histogram_finalise(rows: Array, _: int, __: dict[str, Any]) -> Array:
+def _finalise(rows: Array, _: int, __: dict[str, Any]) -> Array:
     counts: Array = rows.sum(axis=0, dtype=np.int64)
     return counts
 
 
-HISTOGRAM = Reduction(_histogram_state, False, _histogram_code, "folds:histogram", _histogram_finalise)
-"""Counts of ``(bits of |x|) >> shift`` (low `bits` bits of it, among elements that share the prefix)."""
+def _unsettled(stats: Sequence[Array]) -> bool:
+    """Whether the bracket is not the answer yet."""
+    return not stats or int(stats[0][1]) != _FOUND
+
+
+HISTOGRAM = Reduction(_state, False, _code, "histogram", _finalise, needed=_unsettled)
+"""How many magnitudes lie above a bracket; of those in it, how many in each bin; and of these, how many are
+not the first pattern of their bin."""

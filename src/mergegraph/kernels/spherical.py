@@ -63,14 +63,14 @@ def _gram_finalise(rows: Array, arity: int, _: dict[str, Any]) -> Array:
     return out
 
 
-GRAM = Reduction(_gram_state, True, _gram_code, "folds:gram", _gram_finalise)
+GRAM = Reduction(_gram_state, True, _gram_code, "gram", _gram_finalise)
 """All pairwise dot products of k tensors, accumulated in float64: the k×k Gram matrix."""
 
 COLUMNS = Reduction(
     _column_state,
     True,
     _column_code,
-    "folds:columns",
+    "columns",
     _column_finalise,
     chunks=lambda attrs: int(attrs["chunks"]),
     placed=True,

@@ -44,9 +44,11 @@ def neurons(x: Tensor, limit: Array, stream: Array, *, width: int, down: bool, f
 
     from mergegraph.kernels.random import uniform
 
-    index = torch.arange(first, first + x.numel(), device=x.device)
+    count = x.numel()
+    index = torch.arange(first, first + count, device=x.device)
     place = index % width if down else index // width
-    low, high = (int(place.min()), int(place.max()) + 1) if x.numel() else (0, 0)
+    # Computed, not looked up in `place`: a device would be waited for.
+    low, high = (0, width) if down else (first // width, (first + count - 1) // width + 1)
     drawn = uniform(stream, low, high - low, x.device).double()
     number = drawn[place - low]
     chosen = (number < float(limit[0])) | ((number == float(limit[0])) & (place <= int(limit[1])))

@@ -28,7 +28,7 @@ def _select(deltas: list[Any], share: float) -> list[Any]:
         return [ops.trim(d, float("inf")) for d in deltas]
     spread = ops.variance(*deltas)
     rank = ops.rank_of_share(ops.nonzero(spread), share=share)
-    limit = ops.unless_empty(ops.kth_largest_magnitude(spread, rank), rank)
+    limit = ops.unless_empty(ops.kth_largest_magnitude(spread, rank, share=share), rank)
     return [ops.keep_where(d, spread, limit) for d in deltas]
 
 

@@ -8,7 +8,17 @@ use them, in `mergegraph.methods`.
 from __future__ import annotations
 
 from mergegraph.graph.node import CONSTANT, Op
-from mergegraph.ops import competition, consensus, linear, random, rows, spectral, statistics, upcycling
+from mergegraph.ops import (
+    competition,
+    consensus,
+    linear,
+    random,
+    rows,
+    selection,
+    spectral,
+    statistics,
+    upcycling,
+)
 from mergegraph.ops.competition import average_by, contest, limit, stretch
 from mergegraph.ops.consensus import (
     agreed,
@@ -41,6 +51,18 @@ from mergegraph.ops.linear import (
 )
 from mergegraph.ops.random import STREAM, drop, noise, spread, stream
 from mergegraph.ops.rows import drop_by_rank, importance, row_arc, row_divergence, row_stock
+from mergegraph.ops.selection import (
+    around,
+    histogram,
+    keep_largest,
+    keep_middle,
+    kth_largest_magnitude,
+    narrow,
+    quartile_fence,
+    rank_of_share,
+    threshold,
+    unless_empty,
+)
 from mergegraph.ops.spectral import decorrelated, isotropic, matrix_rank
 from mergegraph.ops.statistics import (
     arc,
@@ -48,30 +70,21 @@ from mergegraph.ops.statistics import (
     column_products,
     energy_weights,
     gram,
-    histogram,
     karcher_mean,
-    keep_largest,
-    keep_middle,
-    kth_largest_magnitude,
     l1_norm,
     nonzero,
     overlap,
-    quartile_fence,
-    rank_of_share,
     rescue_factors,
     restore_l1,
     restoring_factor,
-    select,
     slerp,
     sphere_mean,
     squares,
     stock,
-    threshold,
-    unless_empty,
 )
 from mergegraph.ops.upcycling import inside, lowest, moments, neurons, redraw
 
-_MODULES = (linear, consensus, competition, statistics, rows, random, spectral, upcycling)
+_MODULES = (linear, consensus, competition, statistics, selection, rows, random, spectral, upcycling)
 
 
 def all_ops() -> dict[str, Op]:
@@ -89,6 +102,7 @@ __all__ = [
     "all_ops",
     "apply_delta",
     "arc",
+    "around",
     "average_by",
     "cap",
     "cast",
@@ -123,6 +137,7 @@ __all__ = [
     "lowest",
     "matrix_rank",
     "moments",
+    "narrow",
     "nearswap",
     "neurons",
     "noise",
@@ -140,7 +155,6 @@ __all__ = [
     "row_divergence",
     "row_stock",
     "scale",
-    "select",
     "signed_mean",
     "slerp",
     "sphere_mean",

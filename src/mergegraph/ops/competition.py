@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from mergegraph.errors import GraphError
 from mergegraph.graph.node import Locality, Op, Real
-from mergegraph.kernels.precision import SATURATED, TERMS, doublings
+from mergegraph.kernels.precision import IN_FLOAT32, IN_FLOAT64, LOG2_E, SATURATED
 from mergegraph.ops.rules import Attrs, Code, D, Specs, elementwise, tensors, tile
 from mergegraph.tensorspec import TensorSpec
 
@@ -42,25 +43,39 @@ def _stretch_code(args: Sequence[str], _: Attrs, real: Real, tmp: str) -> Code:
 
 def _contest_code(args: Sequence[str], attrs: Attrs, real: Real, tmp: str) -> Code:
     strength, x, total = args
-    count = float(attrs["count"])
+    most, count = _number(SATURATED, real), _number(attrs["count"], real)
     lines = [
-        f"{tmp}p = f64({x}) * f64({total})",
-        f"{tmp}q = {SATURATED} if {tmp}p > {SATURATED} else {tmp}p",
-        f"{tmp}r = (0.0 if {tmp}q < 0.0 else {tmp}q) * 2.0",
-        f"{tmp}s = {count} * (f64({strength}) * f64({strength}))",
-        *_growth(f"{tmp}g", f"{tmp}r", 2 * SATURATED),
-        *_growth(f"{tmp}h", f"{tmp}s", count),
+        f"{tmp}p = {x} * {total}",
+        f"{tmp}q = {most} if {tmp}p > {most} else {tmp}p",
+        f"{tmp}g = ({real.zero} if {tmp}q < {real.zero} else {tmp}q) * {_number(2.0, real)}",
+        *_exponential(f"{tmp}g", real),
+        f"{tmp}t = {tmp}gp * {tmp}gs + ({tmp}gp - {real.one})",
+        f"{tmp}e = {strength} * {strength} * {count}",
+        *_exponential(f"{tmp}e", real),
     ]
-    return lines, f"{real.type}(({tmp}h + 1.0) * ({tmp}g / ({tmp}g + 2.0)))"
+    tangent = f"({tmp}t / ({tmp}t + {_number(2.0, real)}))"
+    return lines, f"({tmp}ep * {tmp}es + {tmp}ep) * {tangent}"
 
 
-def _growth(result: str, x: str, most: float) -> list[str]:
-    """Statements that leave ``exp(x) - 1`` in `result`, for x from 0 to `most`."""
-    times = doublings(most)
-    lines = [f"{result}y = {x} * {0.5**times!r}", f"{result} = {result}y * {1.0 / TERMS!r}"]
-    for term in range(TERMS - 1, 0, -1):
-        lines.append(f"{result} = ({result} + 1.0) * ({result}y * {1.0 / term!r})")
-    return lines + [f"{result} = {result} * ({result} + 2.0)"] * times
+def _exponential(x: str, real: Real) -> list[str]:
+    """Statements that leave ``2**n`` in the local `x`p and ``exp(r) - 1`` in `x`s: see `Exponential`."""
+    how, bits = (IN_FLOAT64, "u64") if real.type == "f64" else (IN_FLOAT32, "u32")
+    high, low, rounding = (_number(value, real) for value in (how.high, how.low, how.rounding))
+    series = [_number(1.0 / math.factorial(term), real) for term in range(how.terms, 0, -1)]
+    return [
+        f"{x}n = {real.type}({x} * {_number(LOG2_E, real)} + {rounding})",
+        f"{x}b = {bits}({x}n.view({bits}) << {bits}({how.mantissa}))",
+        f"{x}p = {bits}({x}b + {bits}({how.one})).view({real.type})",
+        f"{x}n = {x}n - {rounding}",
+        f"{x}r = ({x} - {x}n * {high}) - {x}n * {low}",
+        f"{x}s = {series[0]}",
+        *(f"{x}s = {x}s * {x}r + {factor}" for factor in series[1:]),
+        f"{x}s = {x}s * {x}r",
+    ]
+
+
+def _number(value: float, real: Real) -> str:
+    return f"{real.type}({float(value)!r})"
 
 
 def _average_code(args: Sequence[str], _: Attrs, real: Real, tmp: str) -> Code:

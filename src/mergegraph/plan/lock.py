@@ -1,31 +1,16 @@
-"""Lock files: a plan together with what it resolved to, so that a later run is provably the same."""
+"""Lock files: a plan together with what it resolved to, so that a later run is provably the same.
+
+The schema is loaded on first use: it costs an import that plans without a lock do without.
+"""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any, Literal
-
-from pydantic import BaseModel, ConfigDict, ValidationError
+from typing import Any
 
 from mergegraph.errors import PlanError, Problem
 from mergegraph.plan.values import ExpertLayout
-
-
-class _Lock(BaseModel):
-    """The file's schema. Everything but plan, file, seed and fingerprint is for readers."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    mergegraph_lock: Literal[1]
-    version: str
-    file: str
-    plan: str
-    seed: int | None
-    expert_layout: ExpertLayout | None = None
-    fingerprint: str
-    inputs: list[dict[str, Any]]
-    parameters: list[dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +40,9 @@ def lock_text(
     parameters: list[dict[str, Any]],
 ) -> str:
     """Return the text of a lock file."""
-    lock = _Lock(
+    from mergegraph.plan.lock_schema import LockFile
+
+    lock = LockFile(
         mergegraph_lock=1,
         version=version,
         file=file,
@@ -75,8 +62,12 @@ def read_lock(text: str, file: str) -> Lock:
     Raises:
         PlanError: it is not one.
     """
+    from pydantic import ValidationError
+
+    from mergegraph.plan.lock_schema import LockFile
+
     try:
-        lock = _Lock.model_validate_json(text)
+        lock = LockFile.model_validate_json(text)
     except ValidationError as error:
         hint = "make it anew with: mergegraph plan PLAN.yml"
         raise PlanError(

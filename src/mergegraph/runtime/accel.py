@@ -5,8 +5,8 @@ from __future__ import annotations
 from accelerate.utils import get_max_memory, is_cuda_available
 
 
-def cuda_devices() -> tuple[str, ...]:
-    """Names of the usable CUDA devices: those with free memory."""
+def cuda_memory() -> dict[str, int]:
+    """The usable CUDA devices, and the free memory of each in bytes."""
     if not is_cuda_available():
-        return ()
-    return tuple(f"cuda:{key}" for key, free in get_max_memory().items() if isinstance(key, int) and free)
+        return {}
+    return {f"cuda:{key}": free for key, free in get_max_memory().items() if isinstance(key, int) and free}

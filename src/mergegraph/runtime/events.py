@@ -26,6 +26,8 @@ class RunReport:
         stages: seconds that workers spent reading, computing and writing, summed over workers.
         bound: the stage that took most.
         nonfinite: number of NaN or infinite elements by computed output tensor, where there are any.
+        device: where tiles were computed, and in `reason` why there.
+        vram: the ``--vram`` bound of each GPU, which `vram_peak` was proven to stay within; 0 on the CPU.
         resumed: tensors taken over from an interrupted run.
         routers: what is known of router rows that were computed from prompts, layer by layer.
     """
@@ -48,6 +50,9 @@ class RunReport:
     resumed: int
     device: str
     threads: int
+    reason: str = ""
+    vram: int = 0
+    vram_peak: int = 0
     routers: dict[str, Any] | None = None
 
 
@@ -69,7 +74,11 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Advanced:
-    """Some work is done. All counts are since the start; `tensor` finished or progressed last."""
+    """Some work is done. All counts are since the start; `tensor` finished or progressed last.
+
+    `done_bytes` of `total_bytes` is how far the work is. What was read may be more, or less: how many passes
+    a threshold takes shows on the way.
+    """
 
     done_bytes: int
     total_bytes: int

@@ -33,8 +33,6 @@ from mergegraph.storage.writer import OutputWriter
 BATCH_PROGRAMS = 64
 """Most small programs in one batch."""
 
-OnProgress = Callable[[Tally, Program], None]
-
 
 def piece_id(program: Program) -> str:
     """How the journal names a piece: its tensor and, beyond the first piece, its byte offset or its place."""
@@ -45,12 +43,19 @@ def piece_id(program: Program) -> str:
 
 @dataclass(slots=True)
 class Outcomes:
-    """What a run did: the sum of all work, and the checksum and non-finite count of every piece."""
+    """What a run did: the sum of all work, and the checksum and non-finite count of every piece.
+
+    `work_done` counts towards the schedule's `work_bytes`, whatever was read that was not expected.
+    """
 
     tally: Tally = field(default_factory=Tally)
+    work_done: int = 0
     checksums: dict[str, str] = field(default_factory=dict)
     nonfinite: dict[str, int] = field(default_factory=dict)
     resumed: int = 0
+
+
+OnProgress = Callable[[Outcomes, Program], None]
 
 
 def execute(
@@ -61,37 +66,52 @@ def execute(
     devices: tuple[str, ...],
     on_progress: OnProgress,
 ) -> Outcomes:
-    """Run every program that the journal does not already hold, and journal each as it finishes."""
+    """Run every program that the journal does not already hold, and journal each once the files hold it."""
     outcomes = Outcomes()
     todo = [p for p in schedule.programs if not _already_done(p, writer, journal, outcomes, on_progress)]
-    tables = {device: phase_functions(todo, device) for device in dict.fromkeys(devices)}
-    names = [devices[i % len(devices)] for i in range(schedule.workers)]
-    workers = [Worker(reader, writer, tables[name]) for name in names]
+    workers = _workers(schedule, todo, reader, writer, devices)
     with ReadAhead(todo, reader) as ahead, Pool(workers) as pool:
-        coordinator = _Coordinator(schedule, iter(todo), journal, outcomes, on_progress, ahead)
+        coordinator = _Coordinator(schedule, iter(todo), writer, journal, outcomes, on_progress, ahead)
         try:
-            coordinator.run(pool, JOBS_PER_WORKER * len(names))
+            coordinator.run(pool, JOBS_PER_WORKER * len(workers))
+            writer.flush()
+            coordinator.record()
         except BaseException:
             # What workers had already finished is not done again by the run that continues this one.
             pool.stop()
             coordinator.drain(pool)
+            writer.wait()
+            coordinator.record()
             raise
     return outcomes
 
 
-def phase_functions(programs: list[Program], device: str) -> dict[int, PhaseFunction]:
+def _workers(
+    schedule: Schedule, todo: list[Program], reader: Reader, writer: OutputWriter, devices: tuple[str, ...]
+) -> list[Worker]:
+    if schedule.staging is None:
+        functions = phase_functions(todo)
+        return [Worker(reader, writer, functions) for _ in range(schedule.workers)]
+    from mergegraph.runtime.lane import device_workers  # loads torch
+    from mergegraph.runtime.streams import Cuda
+
+    found = [Cuda(devices[i % len(devices)]) for i in range(schedule.workers)]
+    return device_workers(found, todo, schedule.staging, reader, writer)
+
+
+def phase_functions(programs: list[Program]) -> dict[int, PhaseFunction]:
     """Compile every distinct phase, before any worker needs it. Equal structures share their code."""
     table: dict[int, PhaseFunction] = {}
     seen: set[str] = set()
     for program in programs:
         for phase in program.phases:
             if id(phase) not in table:
-                table[id(phase)] = copy_tile if program.raw else _function(phase, device, seen)
+                table[id(phase)] = copy_tile if program.raw else _function(phase, seen)
     return table
 
 
-def _function(phase: Phase, device: str, seen: set[str]) -> PhaseFunction:
-    if device == "cpu" and phase.generated:
+def _function(phase: Phase, seen: set[str]) -> PhaseFunction:
+    if phase.generated:
         source = tile_source(phase)
         run = load_source(source)
         signature = f"{source}{argument_dtypes(phase)}"
@@ -99,9 +119,9 @@ def _function(phase: Phase, device: str, seen: set[str]) -> PhaseFunction:
             seen.add(signature)
             warm_up(phase, run)
         return generated(phase, run)
-    from mergegraph.runtime.interpret import interpreted  # loads torch, which a CPU run does without
+    from mergegraph.runtime.interpret import interpreted  # loads torch, which most runs do without
 
-    return interpreted(phase, device)
+    return interpreted(phase)
 
 
 class _Coordinator:
@@ -109,6 +129,7 @@ class _Coordinator:
         self,
         schedule: Schedule,
         programs: Iterator[Program],
+        writer: OutputWriter,
         journal: Journal,
         outcomes: Outcomes,
         on_progress: OnProgress,
@@ -121,7 +142,9 @@ class _Coordinator:
         self._held: Program | None = None
         self._ready: deque[Job] = deque()
         self._running: dict[int, Progress] = {}
+        self._writer = writer
         self._journal = journal
+        self._unrecorded: deque[tuple[int, str, str]] = deque()
         self._outcomes = outcomes
         self._on_progress = on_progress
 
@@ -143,6 +166,12 @@ class _Coordinator:
             outcome = pool.outbox.get()
             if not isinstance(outcome, Failure):
                 self._absorb(outcome)
+
+    def record(self) -> None:
+        """Journal the pieces that the files hold by now; bytes still in this process could be lost."""
+        while self._unrecorded and self._writer.settled(self._unrecorded[0][0]):
+            _, piece, value = self._unrecorded.popleft()
+            self._journal.record(piece, value)
 
     def _next(self) -> Work | None:
         if self._ready:
@@ -187,20 +216,23 @@ class _Coordinator:
                 raise error
             case JobResult(job=job):
                 progress = self._running[id(job.program)]
+                before = progress.work_done
                 # The next phase goes first: its sources are still in the page cache.
                 self._ready.extendleft(reversed(progress.absorb(outcome)))
-                self._count(outcome.tally, job.program)
+                self._count(outcome.tally, job.program, progress.work_done - before)
                 if progress.done:
                     del self._running[id(job.program)]
                     self._finish(progress)
             case _:
                 for progress in outcome:
-                    self._count(progress.tally, progress.program)
+                    self._count(progress.tally, progress.program, progress.work_done)
                     self._finish(progress)
+        self.record()
 
-    def _count(self, tally: Tally, program: Program) -> None:
+    def _count(self, tally: Tally, program: Program, work: int) -> None:
         self._outcomes.tally.add(tally)
-        self._on_progress(self._outcomes.tally, program)
+        self._outcomes.work_done += work
+        self._on_progress(self._outcomes, program)
 
     def _finish(self, progress: Progress) -> None:
         program, tally = progress.program, progress.tally
@@ -209,7 +241,7 @@ class _Coordinator:
         if tally.nonfinite:
             known = self._outcomes.nonfinite.get(program.tensor, 0)
             self._outcomes.nonfinite[program.tensor] = known + tally.nonfinite
-        self._journal.record(piece, f"{tally.checksum:016x}:{tally.nonfinite}")
+        self._unrecorded.append((self._writer.mark(), piece, f"{tally.checksum:016x}:{tally.nonfinite}"))
 
 
 def _already_done(
@@ -226,7 +258,8 @@ def _already_done(
         known = outcomes.nonfinite.get(program.tensor, 0)
         outcomes.nonfinite[program.tensor] = known + int(nonfinite)
     outcomes.tally.add(Tally(read=program.streamed_bytes, written=program.spec.nbytes))
-    on_progress(outcomes.tally, program)
+    outcomes.work_done += program.work_bytes
+    on_progress(outcomes, program)
     return True
 
 

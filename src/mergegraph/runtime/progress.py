@@ -16,6 +16,9 @@ from mergegraph.kernels.reduction import Array
 from mergegraph.schedule.memory import JOB_TILES, arity, job_elements, state_rows, tile_elements
 from mergegraph.schedule.tiling import Phase, Program
 
+_NOTHING = np.zeros(0, dtype=np.int64)
+"""The value of a reduction that had nothing to find out."""
+
 
 @dataclass(frozen=True, slots=True)
 class Job:
@@ -81,6 +84,12 @@ class Progress:
         """Whether every phase is complete."""
         return self.level == len(self.program.phases)
 
+    @property
+    def work_done(self) -> int:
+        """Bytes of the program's work that are behind it; passes that were not expected count for nothing."""
+        total = self.program.work_bytes
+        return total if self.done else min(total, self.tally.read + self.tally.written)
+
     def start(self) -> list[Job]:
         """Enter the first phase and return its jobs; an empty tensor may have none in any phase."""
         return self._enter()
@@ -103,13 +112,27 @@ class Progress:
         phase = self.program.phases[self.level]
         for node in phase.small:
             self.values[node.key] = self._evaluate(node)
+        for node in phase.spent:
+            del self.values[node.key]
         for node in phase.kept:
             self.values[node.key] = np.empty(node.spec.shape)  # every tile fills in its own rows
+        if not self._needed(phase):
+            self.values |= {r.key: _NOTHING for r in phase.reductions}
+            self.level += 1
+            return self._enter()
         numel = self.program.whole
         self.states = [_state(r, numel, phase) for r in phase.reductions]
         jobs = list(self._jobs(phase, numel))
         self.pending = len(jobs)
         return jobs or self._leave()
+
+    def _needed(self, phase: Phase) -> bool:
+        """Whether a phase gives anything that is not known yet."""
+        if phase.result is not None or phase.kept:
+            return True
+        found = ([self.values[x.key] for x in r.inputs if x.is_stat] for r in phase.reductions)
+        kernels = (r.op.implementation for r in phase.reductions)
+        return any(kernel.needed(stats) for kernel, stats in zip(kernels, found, strict=True))
 
     def _evaluate(self, node: Node) -> Array:
         """Compute a SMALL node from known statistics; streams are the program's own."""
@@ -130,7 +153,7 @@ class Progress:
 
     def _jobs(self, phase: Phase, numel: int) -> Iterator[Job]:
         tile = tile_elements(phase, self.tile)
-        step = job_elements(phase, self.tile, JOB_TILES)
+        step = job_elements(phase, self.tile, JOB_TILES) * phase.sample
         first, last = 0, numel
         if phase.result is not None:
             first, last = self.program.first, self.program.first + self.program.spec.numel

@@ -36,10 +36,10 @@ from mergegraph.kernels.fused import (
     uniform, up_bf16, up_f16,
 )
 from mergegraph.kernels.fused_folds import (
-    fold_columns, fold_gram, fold_histogram32, fold_histogram64, fold_histogram_within32,
-    fold_histogram_within64, fold_l1, fold_nonzero, fold_overlap, fold_squares,
+    fold_columns, fold_gram, fold_l1, fold_nonzero, fold_overlap, fold_squares,
 )
 from mergegraph.kernels.fused_ranks import row_drop32, row_drop64
+from mergegraph.kernels.fused_select import fold_select32, fold_select64
 from mergegraph.kernels.fused_rows import row_arc, row_divergence, row_stock
 
 """

@@ -7,13 +7,14 @@ the coordinator (`mergegraph.runtime.executor`) owns state.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from queue import SimpleQueue
 from threading import Thread
 from time import perf_counter
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -21,8 +22,11 @@ from mergegraph.kernels import fused
 from mergegraph.kernels.reduction import Array
 from mergegraph.runtime.progress import Job, JobResult, Progress, Tally
 from mergegraph.runtime.tiles import STORAGE, Arena, PhaseFunction, Tile, stored_value
-from mergegraph.schedule.memory import arity, state_rows
+from mergegraph.schedule.memory import HELD, arity, state_rows
+from mergegraph.schedule.tiling import Program
 from mergegraph.storage.strided import read_view, write_view
+
+AnyArray = TypeVar("AnyArray", bound=Any)
 
 Batch = tuple[Progress, ...]
 """Small programs that a worker drives from start to end by itself."""
@@ -39,6 +43,10 @@ Work = Job | Batch
 Outcome = JobResult | Batch | Failure
 
 
+SAMPLED = 8192
+"""Elements of one piece of a sample: fewer would cost more calls, more would be less spread."""
+
+
 class Reads(Protocol):
     """Where tensor bytes come from: the input files."""
 
@@ -53,14 +61,37 @@ class Writes(Protocol):
         """Store `buffer` at byte `offset` of a tensor."""
 
 
-class Worker:
-    """Executes jobs with its own buffers."""
+class Runs(Protocol):
+    """Executes jobs on a device: see `mergegraph.runtime.lane.Lane`."""
 
-    def __init__(self, reader: Reads, writer: Writes, functions: Mapping[int, PhaseFunction]) -> None:
+    def run(self, more: Callable[[], Job | None]) -> Iterator[JobResult]:
+        """Execute the jobs that `more` gives, until it gives none and all are done."""
+
+
+class Worker:
+    """Executes jobs with its own buffers.
+
+    Args:
+        reader: gives inputs.
+        writer: takes outputs.
+        functions: computes the tiles of each phase, by its identity.
+        lane: computes what is not just copied, in the place of `functions`.
+    """
+
+    def __init__(
+        self,
+        reader: Reads,
+        writer: Writes,
+        functions: Mapping[int, PhaseFunction],
+        lane: Runs | None = None,
+    ) -> None:
         self._reader = reader
         self._writer = writer
         self._functions = functions
+        self._lane = lane
         self._arena = Arena()
+        self._held_for: Program | None = None
+        self._held: dict[int, Array] = {}
 
     def work(self, inbox: SimpleQueue[Work | None], outbox: SimpleQueue[Outcome]) -> None:
         """Serve `inbox` until it yields None."""
@@ -71,32 +102,53 @@ class Worker:
                 outbox.put(Failure(error))
 
     def _drive(self, batch: Batch) -> Batch:
-        for progress in batch:
-            jobs = progress.start()
-            while jobs:
-                jobs = [follow for job in jobs for follow in progress.absorb(self.execute(job))]
-            # Histograms are half a megabyte each, and many finished programs may wait for the coordinator.
-            progress.values = {}
+        """Run programs from start to end, each before the next one where only one tile is under way."""
+        by_program = {id(progress.program): progress for progress in batch}
+        waiting, ready = iter(batch), deque[Job]()
+
+        def more() -> Job | None:
+            while not ready and (progress := next(waiting, None)) is not None:
+                ready.extend(progress.start())
+                _forget(progress)
+            return ready.popleft() if ready else None
+
+        for result in self._results(more):
+            progress = by_program[id(result.job.program)]
+            ready.extend(progress.absorb(result))
+            _forget(progress)
         return batch
 
+    def _results(self, more: Callable[[], Job | None]) -> Iterator[JobResult]:
+        if self._lane is not None:
+            yield from self._lane.run(more)
+            return
+        while (job := more()) is not None:
+            yield self._execute(job)
+
     def execute(self, job: Job) -> JobResult:
-        """Run one job, tile by tile."""
+        """Run one job."""
+        jobs = iter([job])
+        (result,) = self._results(lambda: next(jobs, None))
+        return result
+
+    def _execute(self, job: Job) -> JobResult:
+        """Run one job tile by tile on this processor."""
         function = self._functions[id(job.phase)]
         states = _job_states(job)
         tally = Tally()
-        for begin, count in _tiles(job):
+        for begin, count in tiles(job):
             started = perf_counter()
             inputs = [self._read(job, i, begin, count) for i in range(len(job.phase.loads))]
             read = perf_counter()
             tile = Tile(
-                job, begin, count, inputs, self._output(job, count), _tile_states(job, states, begin, count)
+                job, begin, count, inputs, self._output(job, count), tile_states(job, states, begin, count)
             )
             tally.nonfinite += function(tile, self._arena)
             if tile.output is not None:
-                tally.checksum = (tally.checksum + self._checksum(job, tile)) % 2**64
+                tally.checksum = (tally.checksum + tile_checksum(job, begin, tile.output)) % 2**64
             computed = perf_counter()
             if tile.output is not None:
-                self._write(job, tile)
+                write_tile(self._writer, job, begin, tile.output)
                 tally.written += tile.output.nbytes
             tally.read += sum(x.nbytes for x in inputs)
             tally.read_seconds += read - started
@@ -106,40 +158,61 @@ class Worker:
 
     def _read(self, job: Job, i: int, begin: int, count: int) -> Array:
         load = job.phase.loads[i]
-        bits = load.spec.dtype.bits
-        buffer = self._arena.bytes(f"load{i}", count * bits // 8)
-        source = job.program.source(load)
-        view, value = source.view, source.filled
-        if value is not None:
-            dtype = load.spec.dtype
-            buffer.view(STORAGE[dtype])[:] = stored_value(value, dtype)
+        size = count * load.spec.dtype.bits // 8
+        if not (begin == 0 and count == job.program.whole <= HELD):
+            buffer = self._arena.bytes(f"load{i}", size)
+            read_tile(self._reader, job, i, begin, buffer)
             return buffer
-        if view is None or view.contiguous:
-            first = begin + (0 if view is None else view.offset)
-            self._reader.read_into(source.checkpoint, source.tensor, first * bits // 8, buffer.data)
-        else:
-            read_view(view, bits // 8, begin, buffer, partial(self._reader.read_into, *source.name))
-        return buffer
+        if self._held_for is not job.program:
+            self._held_for, self._held = job.program, {}
+        slot: int = load.attributes["slot"]
+        if slot not in self._held:
+            self._held[slot] = self._arena.bytes(f"slot{slot}", size)
+            read_tile(self._reader, job, i, begin, self._held[slot])
+        return self._held[slot]
 
     def _output(self, job: Job, count: int) -> Array | None:
         if job.phase.result is None or job.program.raw:
             return None
         return self._arena.bytes("output", count * job.program.spec.dtype.bits // 8)
 
-    def _write(self, job: Job, tile: Tile) -> None:
-        assert tile.output is not None
-        program, bits = job.program, job.program.spec.dtype.bits
-        if program.place is None:
-            offset = program.offset + (tile.begin - program.first) * bits // 8
-            self._writer.write(program.tensor, offset, tile.output.data)
-        else:
-            write = partial(self._writer.write, program.tensor)
-            write_view(program.place, bits // 8, tile.begin - program.first, tile.output, write)
 
-    def _checksum(self, job: Job, tile: Tile) -> int:
-        assert tile.output is not None
-        begin = tile.begin - job.program.first
-        return checksum(tile.output, begin * job.program.spec.dtype.bits // 8)
+def _forget(progress: Progress) -> None:
+    """Histograms are half a megabyte each, and many finished programs may wait for the coordinator."""
+    if progress.done:
+        progress.values = {}
+
+
+def read_tile(reader: Reads, job: Job, i: int, begin: int, buffer: Array) -> None:
+    """Fill `buffer` with elements of load `i`, from element `begin` on."""
+    load = job.phase.loads[i]
+    bits = load.spec.dtype.bits
+    source = job.program.source(load)
+    view, value = source.view, source.filled
+    if value is not None:
+        dtype = load.spec.dtype
+        buffer.view(STORAGE[dtype])[:] = stored_value(value, dtype)
+    elif view is None or view.contiguous:
+        first = begin + (0 if view is None else view.offset)
+        reader.read_into(source.checkpoint, source.tensor, first * bits // 8, buffer.data)
+    else:
+        read_view(view, bits // 8, begin, buffer, partial(reader.read_into, *source.name))
+
+
+def write_tile(writer: Writes, job: Job, begin: int, output: Array) -> None:
+    """Store the elements of the output from element `begin` on."""
+    program, bits = job.program, job.program.spec.dtype.bits
+    if program.place is None:
+        offset = program.offset + (begin - program.first) * bits // 8
+        writer.write(program.tensor, offset, output.data)
+    else:
+        write = partial(writer.write, program.tensor)
+        write_view(program.place, bits // 8, begin - program.first, output, write)
+
+
+def tile_checksum(job: Job, begin: int, output: Array) -> int:
+    """The share of a tile in the checksum of its piece."""
+    return checksum(output, (begin - job.program.first) * job.program.spec.dtype.bits // 8)
 
 
 def checksum(data: Array, offset: int) -> int:
@@ -153,8 +226,16 @@ def checksum(data: Array, offset: int) -> int:
     return total % 2**64
 
 
-def _tiles(job: Job) -> Iterator[tuple[int, int]]:
-    """First element and count of each tile; where long rows of state are shared, none covers two."""
+def tiles(job: Job) -> Iterator[tuple[int, int]]:
+    """First element and count of each tile; where long rows of state are shared, none covers two.
+
+    A sample is taken in pieces that are spread over the tensor.
+    """
+    if job.phase.sample > 1:
+        piece = -(-SAMPLED // job.phase.unit) * job.phase.unit
+        for begin in range(job.begin, job.end, piece * job.phase.sample):
+            yield begin, min(piece, job.end - begin)
+        return
     stretch = job.phase.stretch if job.phase.stretch > job.phase.chunk else job.end
     begin = job.begin
     while begin < job.end:
@@ -171,7 +252,7 @@ def _job_states(job: Job) -> list[Array]:
     return states
 
 
-def _tile_states(job: Job, states: Sequence[Array], begin: int, count: int) -> list[Array]:
+def tile_states(job: Job, states: Sequence[AnyArray], begin: int, count: int) -> list[AnyArray]:
     """The rows of each state that a tile adds to."""
     found = []
     for reduction, state in zip(job.phase.reductions, states, strict=True):

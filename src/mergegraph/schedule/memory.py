@@ -1,7 +1,8 @@
 """Proving, before anything runs, how many bytes a schedule can hold at once.
 
 Everything a run allocates in proportion to tensors is counted here: tile buffers per worker,
-reduction scratch and state, statistics of programs in flight, and the graph itself.
+reduction scratch and state, statistics of programs in flight, output on its way to disk, and the graph
+itself.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ TILE = 8 * CHUNK
 """Preferred elements per tile: large enough that handing over calls and locks costs little (measured)."""
 JOB_TILES = 4
 """Tiles per job handed to a worker, or more to fill rows of state: enough to amortise the hand-over."""
+HELD = CHUNK
+"""Elements up to which a worker holds inputs for later phases: so few that reading them again costs more."""
 JOBS_PER_WORKER = 2
 """Jobs handed out ahead, so that no worker waits for the coordinator."""
 BLOCK_BYTES = 4096 * 8
@@ -28,6 +31,8 @@ ENTRY_BYTES = 600
 """What the index of one input tensor holds (measured, rounded up)."""
 TORCH_BYTES = 256 * 2**20
 """What torch and its linear algebra take, where some phase is not generated code (measured, rounded up)."""
+WRITE_BYTES = 16 * 2**20
+"""Copies of output on their way to disk: what the disk takes while all workers compute a tile (measured)."""
 COMPILER_BYTES = 120 * 2**20
 PHASE_BYTES = 2 * 2**20
 NODE_BYTES = 2**20
@@ -95,10 +100,22 @@ def program_bytes(program: Program, tile: int, workers: int) -> int:
     """Bytes held when all `workers` are busy with programs like this one."""
     bits = program.spec.dtype.bits
     worker = max(buffer_bytes(p, bits, tile) for p in program.phases)
+    if program.whole <= HELD:
+        worker += sum({load.key: load.spec.nbytes for p in program.phases for load in p.loads}.values())
     jobs = max(state_bytes(p, job_elements(p, tile, JOB_TILES)) for p in program.phases)
     held = max(2 * state_bytes(p, program.whole) for p in program.phases)
-    held += sum(n.spec.nbytes for p in program.phases for n in (*p.small, *p.reductions, *p.kept))
+    held += sum(n.spec.nbytes for p in program.phases for n in (*p.small, *p.kept)) + _found_bytes(program)
     return workers * (worker + JOBS_PER_WORKER * (jobs + held))
+
+
+def _found_bytes(program: Program) -> int:
+    """Most that the results of reductions take at a time: from their phase until they are spent."""
+    most = here = 0
+    for phase in program.phases:
+        here -= sum(n.spec.nbytes for n in phase.spent)
+        here += sum(n.spec.nbytes for n in phase.reductions)
+        most = max(most, here)
+    return most
 
 
 def fit(programs: Iterable[Program], threads: int, budget: int, graph_bytes: int) -> Fit:
@@ -107,8 +124,8 @@ def fit(programs: Iterable[Program], threads: int, budget: int, graph_bytes: int
     Raises:
         MemoryBudgetError: one worker with the smallest tiles is still too much.
     """
-    shapes = _representatives(programs)
-    graph_bytes += code_bytes(shapes)
+    shapes = representatives(programs)
+    graph_bytes += code_bytes(shapes) + WRITE_BYTES
     peak, worst = graph_bytes, "the plan itself"
     for workers in range(threads, 0, -1):
         for tile in (TILE, CHUNK):
@@ -136,7 +153,7 @@ def _structure(phase: Phase) -> object:
     return tuple((n.op.name, n.spec.dtype, len(n.inputs)) for n in nodes)
 
 
-def _representatives(programs: Iterable[Program]) -> list[Program]:
+def representatives(programs: Iterable[Program]) -> list[Program]:
     """The largest program of each expression: thousands of tensors share a handful of costs."""
     largest: dict[int, Program] = {}
     for program in programs:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from mergegraph.checkpoint.index import CheckpointIndex
 from mergegraph.checkpoint.layout import OutputLayout
+from mergegraph.graph.graph import FILL
 from mergegraph.schedule.tiling import Program
 
 
@@ -17,14 +18,15 @@ def order(
     programs: list[Program], layout: OutputLayout, sources: Mapping[str, CheckpointIndex]
 ) -> tuple[Program, ...]:
     """Sort `programs`; those that only check inputs for equality come first, to fail early."""
+    tensors = {key: index.tensors for key, index in sources.items()}
 
     def key(program: Program) -> tuple[bool, int, str, int, int]:
         shard, begin = layout.locate(program.tensor)
         checked = program.raw and len(program.sources) > 1
-        first = program.sources[0]
-        if first.filled is not None:
+        checkpoint, tensor, _ = program.sources[0]
+        if checkpoint == FILL:
             return (not checked, shard, "", 0, begin + program.offset)
-        entry = sources[first.checkpoint].tensors[first.tensor]
-        return (not checked, shard, entry.file, entry.begin, begin + program.offset)
+        _, file, start, _ = tensors[checkpoint][tensor]
+        return (not checked, shard, file, start, begin + program.offset)
 
     return tuple(sorted(programs, key=key))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from mergegraph.checkpoint.index import CheckpointIndex
 from mergegraph.checkpoint.layout import OutputLayout
@@ -11,6 +12,7 @@ from mergegraph.graph.graph import Graph
 from mergegraph.schedule.memory import ENTRY_BYTES, OUTPUT_BYTES, fit
 from mergegraph.schedule.order import order
 from mergegraph.schedule.tiling import Program, programs
+from mergegraph.schedule.vram import Gpus, Staging, fit_gpus
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,9 @@ class Schedule:
         workers: threads that the budget allows (at most those asked for).
         peak_bytes: proven bound on what the run allocates beyond the interpreter and its imports.
         budget: the bound that was asked for.
+        gpus: how many there are, and the bound on each that was asked for; None for a run on the CPU.
+        vram_peak: proven bound on what the run allocates on each of them.
+        staging: the buffers of tiles on their way to a GPU and back.
     """
 
     programs: tuple[Program, ...]
@@ -30,13 +35,16 @@ class Schedule:
     workers: int
     peak_bytes: int
     budget: int
+    gpus: Gpus | None = None
+    vram_peak: int = 0
+    staging: Staging | None = None
 
-    @property
+    @cached_property
     def work_bytes(self) -> int:
         """Bytes read and written over all phases: the total that progress counts towards."""
         return sum(p.work_bytes for p in self.programs)
 
-    @property
+    @cached_property
     def streamed_bytes(self) -> int:
         """Bytes read over all phases; later phases read again what the page cache holds."""
         return sum(p.streamed_bytes for p in self.programs)
@@ -49,8 +57,9 @@ def schedule(
     *,
     threads: int,
     budget: int,
+    gpus: Gpus | None = None,
 ) -> Schedule:
-    """Cut, order and fit `graph` into `budget` bytes.
+    """Cut, order and fit `graph` into `budget` bytes, and what `gpus` may use.
 
     Raises:
         MemoryBudgetError: some tensor cannot be computed within the budget.
@@ -58,5 +67,9 @@ def schedule(
     ordered = order(programs(graph), layout, sources)
     entries = sum(len(index.tensors) for index in sources.values())
     planning = OUTPUT_BYTES * len(ordered) + ENTRY_BYTES * entries
-    chosen = fit(ordered, threads, budget, planning)
-    return Schedule(ordered, chosen.tile, chosen.workers, chosen.peak_bytes, budget)
+    if gpus is None:
+        chosen = fit(ordered, threads, budget, planning)
+        return Schedule(ordered, chosen.tile, chosen.workers, chosen.peak_bytes, budget)
+    found = fit_gpus(ordered, threads, budget, planning, gpus)
+    bounds = (found.peak_bytes, budget, gpus, found.vram_peak, found.staging)
+    return Schedule(ordered, found.tile, found.workers, *bounds)

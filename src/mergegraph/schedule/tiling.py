@@ -8,8 +8,9 @@ few, and cost more than all else.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from mergegraph.checkpoint.view import View
 from mergegraph.errors import GraphError
@@ -22,7 +23,7 @@ LONG_ROW = 64
 """Elements of a row from which on its numbers are kept for later phases: then they are few."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Phase:
     """One pass over the tiles of a tensor.
 
@@ -34,6 +35,7 @@ class Phase:
         reductions: REDUCE nodes to fold.
         result: the node to write (last phase only).
         kept: ROWWISE ops of the body whose numbers later phases use.
+        spent: earlier reductions that nothing uses once `small` is evaluated: histograms are large.
     """
 
     small: tuple[Node, ...]
@@ -43,8 +45,9 @@ class Phase:
     reductions: tuple[Node, ...]
     result: Node | None
     kept: tuple[Node, ...] = ()
+    spent: tuple[Node, ...] = ()
 
-    @property
+    @cached_property
     def generated(self) -> bool:
         """Whether the phase can run as generated code: every op says how to compute one element.
 
@@ -54,32 +57,47 @@ class Phase:
             return False
         return all(n.op.scalar is not None or n.op.row for n in self.body)
 
-    @property
+    @cached_property
+    def sample(self) -> int:
+        """One in so many elements is looked at; 1: all are."""
+        return max((_sample(n) for n in self.reductions), default=1)
+
+    @cached_property
+    def spare(self) -> bool:
+        """Whether it is there for what an earlier phase may not have found out, and usually is skipped."""
+        return self.result is None and all(n.attributes.get("spare", False) for n in self.reductions)
+
+    @cached_property
+    def streamed_bytes(self) -> int:
+        """Bytes that it is expected to read from sources."""
+        return 0 if self.spare else sum(load.spec.nbytes for load in self.loads) // self.sample
+
+    @cached_property
     def rows(self) -> tuple[Node, ...]:
         """The ROWWISE ops of the body."""
         return tuple(n for n in self.body if n.op.locality is Locality.ROWWISE)
 
-    @property
+    @cached_property
     def known_rows(self) -> tuple[Node, ...]:
         """Those of `stats` that are numbers of rows."""
         return tuple(n for n in self.stats if n.is_row)
 
-    @property
+    @cached_property
     def by_rows(self) -> bool:
         """Whether ops see whole rows, or elements meet the numbers of their row."""
         return bool(self.rows or self.known_rows)
 
-    @property
+    @cached_property
     def whole(self) -> bool:
         """Whether some op needs the whole tensor at once."""
         return any(n.op.locality is Locality.WHOLE for n in self.body)
 
-    @property
+    @cached_property
     def shaped(self) -> bool:
         """Whether some op needs rows or the whole tensor, and so sees tiles in their own shape."""
         return self.whole or self.by_rows
 
-    @property
+    @cached_property
     def unit(self) -> int:
         """Tiles must be multiples of this many elements: 1, a row, or the whole tensor."""
         spec = self.loads[0].spec
@@ -89,7 +107,7 @@ class Phase:
             return max(1, spec.shape[-1] if spec.shape else 1)
         return 1
 
-    @property
+    @cached_property
     def columns(self) -> int:
         """Length of a row of elements, for ops that see rows or columns; 1 if there are none."""
         for n in self.reductions:
@@ -100,13 +118,13 @@ class Phase:
                 return n.inputs[-1].spec.shape[-1]
         return self.unit
 
-    @property
+    @cached_property
     def stretch(self) -> int:
         """Elements that at most one tile at a time may cover: those that share a row of state."""
         shared = [n.op.implementation.chunks(n.attributes) for n in self.reductions]
         return self.chunk * max(shared, default=1)
 
-    @property
+    @cached_property
     def chunk(self) -> int:
         """Elements per row of reduction state: fixed by the tensor's shape, never by the tile.
 
@@ -162,8 +180,8 @@ class Program:
 
     @property
     def streamed_bytes(self) -> int:
-        """Bytes read from sources over all phases."""
-        return sum(load.spec.nbytes for phase in self.phases for load in phase.loads)
+        """Bytes that are expected to be read from sources over all phases."""
+        return sum(phase.streamed_bytes for phase in self.phases)
 
     @property
     def work_bytes(self) -> int:
@@ -211,22 +229,75 @@ def cut(result: Node) -> tuple[Phase, ...]:
     known: set[bytes] = set()
     kept = not any(n.op.locality is Locality.WHOLE for n in order)
     for level in range(ready[result.key] + 1):
-        reductions = tuple(n for n in order if n.op.locality is Locality.REDUCE and ready[n.key] == level + 1)
+        reductions = [n for n in order if n.op.locality is Locality.REDUCE and ready[n.key] == level + 1]
         final = result if ready[result.key] == level else None
         small = tuple(n for n in order if n.op.locality is Locality.SMALL and ready[n.key] == level)
-        phases.append(_phase(small, reductions, final, known))
-        known |= {n.key for n in phases[-1].rows if kept and n.is_row and phases[-1].unit >= LONG_ROW}
+        for some in _by_sample(reductions):
+            phases.append(_phase(small, some, final, known))
+            last, small = phases[-1], ()
+            if kept and last.sample == 1 and not last.spare and last.unit >= LONG_ROW:
+                known |= {n.key for n in last.rows if n.is_row}
     used = {n.key for phase in phases for n in phase.known_rows}
-    return tuple(replace(p, kept=tuple(n for n in p.rows if n.key in used)) for p in phases)
+    needed = {
+        x.key: i for i, p in enumerate(phases) for x in (*(y for n in p.small for y in n.inputs), *p.stats)
+    }
+    found = [(n, needed.get(n.key)) for p in phases for n in p.reductions]
+    return tuple(
+        replace(
+            phase,
+            kept=tuple(n for n in phase.rows if n.key in used),
+            spent=tuple(n for n, at in found if at == i and n not in phase.stats),
+        )
+        for i, phase in enumerate(phases)
+    )
+
+
+def _sample(reduction: Node) -> int:
+    """One in so many elements is what a REDUCE node looks at."""
+    return int(reduction.attributes.get("sample", 1))
+
+
+def _by_sample(reductions: list[Node]) -> list[tuple[Node, ...]]:
+    """Reductions that look at the same elements together; at least one group, which may be empty."""
+    sizes = sorted({_sample(n) for n in reductions} or {1}, reverse=True)
+    return [tuple(n for n in reductions if _sample(n) == size) for size in sizes]
 
 
 def _ready(order: list[Node]) -> dict[bytes, int]:
-    """The first phase in which each node's value can be used."""
+    """The first phase in which each node's value can be used.
+
+    A reduction that would have a pass of its own beside a sample waits for the next pass, if that is in time.
+    """
+    ready = _ready_after(order, {})
+    samples = {ready[n.key] for n in order if n.op.locality is Locality.REDUCE and _sample(n) > 1}
+    late = _needed(order, ready)
+    put_off = {
+        n.key: ready[n.key] + 1
+        for n in order
+        if n.op.locality is Locality.REDUCE
+        and _sample(n) == 1
+        and ready[n.key] in samples
+        and late[n.key] > ready[n.key]
+    }
+    return _ready_after(order, put_off) if put_off else ready
+
+
+def _ready_after(order: list[Node], least: Mapping[bytes, int]) -> dict[bytes, int]:
     ready: dict[bytes, int] = {}
     for node in order:
         latest = max((ready[x.key] for x in node.inputs), default=0)
-        ready[node.key] = latest + (node.op.locality is Locality.REDUCE)
+        ready[node.key] = max(latest + (node.op.locality is Locality.REDUCE), least.get(node.key, 0))
     return ready
+
+
+def _needed(order: list[Node], ready: Mapping[bytes, int]) -> dict[bytes, int]:
+    """The last phase by which each node's value must be there, if the result is not to come later."""
+    needed = {order[-1].key: ready[order[-1].key]}
+    for node in reversed(order):
+        by = needed[node.key] - (node.op.locality is Locality.REDUCE)
+        for x in node.inputs:
+            needed[x.key] = min(needed.get(x.key, by), by)
+    return needed
 
 
 def _phase(

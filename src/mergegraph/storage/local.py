@@ -5,26 +5,17 @@ from __future__ import annotations
 import json
 import os
 import re
-import stat
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from mergegraph.checkpoint.index import (
-    CheckpointIndex,
-    FileEntry,
-    TensorEntry,
-    header_length,
-    parse_header,
-    shorten,
-    unique_keys,
-)
+from mergegraph.checkpoint.index import CheckpointIndex, shorten, unique_keys
 from mergegraph.checkpoint.layout import INDEX_FILE
 from mergegraph.checkpoint.names import natural_key
 from mergegraph.errors import CheckpointError, did_you_mean
+from mergegraph.storage.headers import Headers, WeightMap, gathered, read_shard, some_of
 
 _JSON_LIMIT = 100_000_000
 _SAMPLE = 4096
@@ -48,7 +39,7 @@ _SIDECAR_NAMES = (
 )
 
 
-def open_checkpoint(ref_path: str, *, name: str) -> CheckpointIndex:
+def open_checkpoint(ref_path: str, *, name: str, known: Headers | None = None) -> CheckpointIndex:
     """Index the checkpoint at `ref_path`: a directory, one safetensors file, or an index file.
 
     In a directory an index beats ``model.safetensors``, which beats other safetensors files, as
@@ -57,13 +48,14 @@ def open_checkpoint(ref_path: str, *, name: str) -> CheckpointIndex:
     Args:
         ref_path: where it is.
         name: the reference as the user wrote it.
+        known: headers that were read before; those read now are added.
 
     Raises:
         CheckpointError: there is no complete, well-formed safetensors checkpoint there.
     """
     path = Path(ref_path).absolute()
     try:
-        return _open(path, name)
+        return _open(path, name, Headers() if known is None else known)
     except OSError as error:
         raise CheckpointError(
             f"cannot be read: {error.strerror or error}",
@@ -72,7 +64,7 @@ def open_checkpoint(ref_path: str, *, name: str) -> CheckpointIndex:
         ) from error
 
 
-def _open(path: Path, name: str) -> CheckpointIndex:
+def _open(path: Path, name: str, known: Headers) -> CheckpointIndex:
     if path.is_dir():
         root, files, weight_map = _choose(path)
         whole = True
@@ -83,21 +75,15 @@ def _open(path: Path, name: str) -> CheckpointIndex:
         whole = (root / "config.json").is_file()
     else:
         raise _missing(path)
-    shards = [_read_shard(root, file) for file in files]
-    tensors = _gather(root, shards, weight_map)
+    shards = [read_shard(root, file, known) for file in files]
     return CheckpointIndex(
         name=name,
         root=str(root),
-        tensors={key: tensors[key] for key in sorted(tensors, key=natural_key)},
+        tensors=gathered(root, shards, weight_map, known),
         files={shard.entry.name: shard.entry for shard in shards},
         config=_read_config(root / "config.json") if whole else {},
         sidecars=_sidecars(root) if whole else (),
     )
-
-
-def file_stamp(info: os.stat_result) -> str:
-    """Return what `FileEntry.stamp` holds for a local file."""
-    return f"mtime:{info.st_mtime_ns}"
 
 
 def sample_digest(index: CheckpointIndex) -> str:
@@ -130,20 +116,6 @@ def is_sidecar(name: str) -> bool:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Shard:
-    entry: FileEntry
-    tensors: Mapping[str, TensorEntry]
-
-
-@dataclass(frozen=True, slots=True)
-class _WeightMap:
-    """An index file: which shard holds which tensor."""
-
-    path: Path
-    files: Mapping[str, str]
-
-
 def _missing(path: Path) -> CheckpointError:
     siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
     hint = did_you_mean(path.name, siblings)
@@ -154,7 +126,7 @@ def _missing(path: Path) -> CheckpointError:
     )
 
 
-def _single(path: Path) -> tuple[list[str], _WeightMap | None]:
+def _single(path: Path) -> tuple[list[str], WeightMap | None]:
     if path.name.endswith(_INDEX_SUFFIX):
         weight_map = _read_weight_map(path)
         return _files_of(weight_map), weight_map
@@ -165,7 +137,7 @@ def _single(path: Path) -> tuple[list[str], _WeightMap | None]:
     )
 
 
-def _choose(root: Path) -> tuple[Path, list[str], _WeightMap | None]:
+def _choose(root: Path) -> tuple[Path, list[str], WeightMap | None]:
     """Decide which files of a directory are the checkpoint."""
     names = sorted(os.listdir(root))
     indexes = [name for name in names if name.endswith(_INDEX_SUFFIX)]
@@ -175,7 +147,7 @@ def _choose(root: Path) -> tuple[Path, list[str], _WeightMap | None]:
         return root, [_SINGLE_FILE], None
     if len(indexes) > 1:
         raise CheckpointError(
-            f"has several indexes ({_some(indexes)}) and none is called {INDEX_FILE}",
+            f"has several indexes ({some_of(indexes)}) and none is called {INDEX_FILE}",
             path=str(root),
             hint="give the path of the index to use",
         )
@@ -194,7 +166,7 @@ def _no_weights(root: Path, names: Sequence[str]) -> CheckpointError:
     others = [name for name in names if name.lower().endswith(_OTHER_FORMATS)]
     if others:
         return CheckpointError(
-            f"has no safetensors files, only {_some(others)}",
+            f"has no safetensors files, only {some_of(others)}",
             path=str(root),
             hint="convert it first: load it with transformers, then save_pretrained to a new directory",
         )
@@ -217,7 +189,7 @@ def _check_numbering(root: Path, files: Sequence[str]) -> None:
             )
 
 
-def _read_weight_map(path: Path) -> _WeightMap:
+def _read_weight_map(path: Path) -> WeightMap:
     try:
         table = json.loads(_read_text(path), object_pairs_hook=unique_keys)
         files = table["weight_map"]
@@ -246,69 +218,11 @@ def _read_weight_map(path: Path) -> _WeightMap:
             raise CheckpointError(
                 f"names {shorten(name)}, which is not there", path=str(path), hint="fetch the missing shard"
             )
-    return _WeightMap(path, files)
+    return WeightMap(path, files)
 
 
-def _files_of(weight_map: _WeightMap) -> list[str]:
+def _files_of(weight_map: WeightMap) -> list[str]:
     return sorted(dict.fromkeys(weight_map.files.values()), key=natural_key)
-
-
-def _read_shard(root: Path, file: str) -> _Shard:
-    """Read and parse one header: two small reads, whatever the size of the file."""
-    path = root / file
-    # Non-blocking, or a named pipe that calls itself a shard would stop us for ever.
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    try:
-        info = os.fstat(descriptor)
-        if not stat.S_ISREG(info.st_mode):
-            raise CheckpointError(
-                "is not a regular file", path=str(path), hint="replace it by the file itself"
-            )
-        length = header_length(os.pread(descriptor, 8, 0), info.st_size, str(path))
-        raw = os.pread(descriptor, length, 8)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error  # a descriptor has no name
-    finally:
-        os.close(descriptor)
-    if len(raw) != length:
-        raise CheckpointError(
-            "became shorter while its header was read", path=str(path), hint="wait for its writer to finish"
-        )
-    tensors = parse_header(raw, file, info.st_size, str(path))
-    digest = blake2b(raw, digest_size=16).hexdigest()
-    return _Shard(FileEntry(file, info.st_size, digest, file_stamp(info)), tensors)
-
-
-def _gather(root: Path, shards: Sequence[_Shard], weight_map: _WeightMap | None) -> dict[str, TensorEntry]:
-    """Join the shards, and hold them against the index that claims to describe them."""
-    tensors: dict[str, TensorEntry] = {}
-    for shard in shards:
-        for name, entry in shard.tensors.items():
-            first = tensors.setdefault(name, entry)
-            if first is not entry:
-                raise CheckpointError(
-                    f"tensor {shorten(name)} is in both {first.file} and {entry.file}",
-                    path=str(root),
-                    hint="give the one file to use, or remove the one that does not belong",
-                )
-    if weight_map is None:
-        return tensors
-    claimed = weight_map.files
-    wrong = [n for n, file in claimed.items() if n not in tensors or tensors[n].file != file]
-    if wrong:
-        raise CheckpointError(
-            f"promises tensors that are not in their shards: {_some(wrong)}",
-            path=str(weight_map.path),
-            hint="index and shards are of different checkpoints; fetch or export both again",
-        )
-    unlisted = [n for n in tensors if n not in claimed]
-    if unlisted:
-        raise CheckpointError(
-            f"does not list tensors that its shards hold: {_some(unlisted)}",
-            path=str(weight_map.path),
-            hint="index and shards are of different checkpoints; fetch or export both again",
-        )
-    return tensors
 
 
 def _read_config(path: Path) -> Mapping[str, Any]:
@@ -337,9 +251,3 @@ def _read_text(path: Path) -> str:
             f"is larger than {_JSON_LIMIT:,} bytes", path=str(path), hint="it cannot be what its name says"
         )
     return path.read_bytes().decode("utf-8")
-
-
-def _some(names: Sequence[str]) -> str:
-    """Quote a few of `names`, for a message."""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(map(shorten, names[:3])) + more

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Self
 from mergegraph.checkpoint.index import CheckpointIndex, FileEntry, TensorEntry
 from mergegraph.errors import CheckpointError
 from mergegraph.storage.files import MAX_OPEN, FilePool, byte_view
-from mergegraph.storage.local import file_stamp
+from mergegraph.storage.headers import file_stamp
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer

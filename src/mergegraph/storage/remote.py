@@ -10,16 +10,15 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from hashlib import blake2b
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from threading import Event, Lock
 
 from mergegraph.checkpoint.index import CheckpointIndex, FileEntry, header_length, parse_header, shorten
 from mergegraph.checkpoint.layout import INDEX_FILE
-from mergegraph.checkpoint.names import natural_key
 from mergegraph.errors import CheckpointError, HubError
 from mergegraph.storage import local
+from mergegraph.storage.headers import Headers, Shard, gathered, header_digest, read_shard
 
 CONFIG_FILE = "config.json"
 
@@ -64,22 +63,22 @@ def index_remote(remote: RemoteFiles, name: str) -> tuple[CheckpointIndex, dict[
         CheckpointError: there is no complete, well-formed safetensors checkpoint in it.
     """
     with TemporaryDirectory(prefix="mergegraph-") as directory:
-        scratch = Path(directory)
+        scratch, known = Path(directory), Headers()
         _sketch(remote, scratch)
         with _relabelled(remote, scratch):
             _, chosen, weight_map = local._choose(scratch)
             config = local._read_config(scratch / CONFIG_FILE)
             sidecars = local._sidecars(scratch)
         with ThreadPoolExecutor(_WORKERS) as pool:
-            shards = list(pool.map(lambda file: _shard(remote, file), chosen))
+            shards = list(pool.map(lambda file: _shard(remote, file, known), chosen))
         with _relabelled(remote, scratch):
-            tensors = local._gather(scratch, shards, weight_map)
+            tensors = gathered(scratch, shards, weight_map, known)
     small = [CONFIG_FILE] if CONFIG_FILE in remote.files else []
     small += [weight_map.path.name] if weight_map else []
     index = CheckpointIndex(
         name=name,
         root="",
-        tensors={key: tensors[key] for key in sorted(tensors, key=natural_key)},
+        tensors=tensors,
         files={shard.entry.name: shard.entry for shard in shards},
         config=config,
         sidecars=sidecars,
@@ -98,7 +97,7 @@ def verified(root: Path, planned: FileEntry) -> FileEntry:
     Raises:
         HubError: it is not the file that was planned with.
     """
-    entry = local._read_shard(root, planned.name).entry
+    entry = read_shard(root, planned.name, Headers()).entry
     if (entry.size, entry.header_digest) != (planned.size, planned.header_digest):
         raise HubError(
             "is not the file that was planned with",
@@ -214,12 +213,12 @@ def _read_small(remote: RemoteFiles, file: str) -> bytes:
     return cached.read_bytes() if cached else remote.read(file, 0, size)
 
 
-def _shard(remote: RemoteFiles, file: str) -> local._Shard:
+def _shard(remote: RemoteFiles, file: str, known: Headers) -> Shard:
     """Read and parse one header: one small request, or two when the header is long."""
     listed = remote.files[file]
     cached = remote.cached(file)
     if cached:
-        shard = local._read_shard(root_of(cached, file), file)
+        shard = read_shard(root_of(cached, file), file, known)
         return replace(shard, entry=replace(shard.entry, stamp=listed.tag))
     path = f"{remote.label}/{file}"
     start = remote.read(file, 0, min(_HEADER_GUESS, listed.size))
@@ -227,9 +226,8 @@ def _shard(remote: RemoteFiles, file: str) -> local._Shard:
     if end > len(start):
         start += remote.read(file, len(start), end)
     raw = start[8:end]
-    digest = blake2b(raw, digest_size=16).hexdigest()
     tensors = parse_header(raw, file, listed.size, path)
-    return local._Shard(FileEntry(file, listed.size, digest, listed.tag), tensors)
+    return Shard(FileEntry(file, listed.size, header_digest(raw), listed.tag), tensors)
 
 
 @contextmanager

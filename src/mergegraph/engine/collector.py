@@ -1,0 +1,19 @@
+"""Planning without the garbage collector: it builds millions of values, and none of them is garbage."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def collector_paused() -> Iterator[None]:
+    """Let no cycles be looked for meanwhile: each look would walk all that is built, again and again."""
+    running = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if running:
+            gc.enable()
