@@ -19,6 +19,7 @@ help:  ## list the targets
 .venv/.core: $(DEPS)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) -e .
+	@$(BIN)/python -m compileall -q src  # as pip does with what it copies
 	@touch $@
 
 .venv/.test: .venv/.core

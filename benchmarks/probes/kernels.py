@@ -19,7 +19,7 @@ from mergegraph import engine
 from mergegraph.runtime.executor import phase_functions
 from mergegraph.runtime.progress import Job, Progress
 from mergegraph.runtime.workers import Worker
-from mergegraph.schedule.tiling import Phase, Program
+from mergegraph.schedule.program import Phase, Program
 from mergegraph.testing.tiny import to_bfloat16
 
 Bytes = NDArray[np.uint8]

@@ -24,7 +24,8 @@ from mergegraph.runtime.progress import Progress
 from mergegraph.runtime.tiles import PhaseFunction, copy_tile
 from mergegraph.runtime.workers import Worker
 from mergegraph.schedule.memory import TILE
-from mergegraph.schedule.tiling import Program, programs
+from mergegraph.schedule.program import Program
+from mergegraph.schedule.tiling import programs
 from mergegraph.tensorspec import DType, TensorSpec, dtype_from_torch_name
 
 Mode = Literal["generated", "interpreted"]

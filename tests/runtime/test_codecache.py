@@ -1,9 +1,10 @@
-"""Generated modules are kept in the user's cache, and any trouble with it costs only time."""
+"""Machine code is kept in the user's cache, and any trouble with it costs only time."""
 
 from __future__ import annotations
 
 import os
 import stat
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -11,91 +12,115 @@ from pathlib import Path
 
 import pytest
 
-from mergegraph.runtime.codecache import cache_dir, load_source
+from mergegraph.kernels import native
+from mergegraph.kernels.native import Argument
+from mergegraph.runtime import codecache
+from mergegraph.runtime.codecache import cache_dir, load_code
+
+INTEGER = (Argument(),)
+COMPILED = codecache._compiled
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("MERGEGRAPH_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    before = dict(sys.modules)
+    forget(monkeypatch)
     yield tmp_path / "cache"
-    forget(before)
 
 
-def forget(kept: dict[str, object]) -> None:
-    for name in [n for n in sys.modules if n.startswith("mergegraph_generated.") and n not in kept]:
-        del sys.modules[name]
+def forget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in another process: what was loaded is not there any more."""
+    monkeypatch.setattr(codecache, "_loaded", {})
+
+
+def must_not_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codecache, "_compiled", None)
 
 
 def source(value: int) -> str:
-    return f"def run():\n    return {value}\n"
+    return f"def run(x):\n    return x + {value}\n"
 
 
 def files(cache: Path) -> list[Path]:
-    return sorted(p for p in cache.rglob("*") if p.is_file() and "__pycache__" not in p.parts)
+    return sorted(p for p in cache.rglob("*") if p.is_file())
 
 
 def test_code_is_loaded_and_kept(cache: Path) -> None:
-    assert load_source(source(1))() == 1
+    assert load_code(source(1), INTEGER)(41) == 42
     (file,) = files(cache)
-    assert file.read_text() == source(1)
+    assert file.suffix == ".o"
     assert file.parent == cache_dir()
 
 
-def test_equal_code_is_one_function_and_other_code_another(cache: Path) -> None:
-    assert load_source(source(1)) is load_source(source(1))
-    assert load_source(source(2))() == 2
-    assert len(files(cache)) == 2
+def test_equal_code_is_one_function_and_other_code_or_arguments_another(cache: Path) -> None:
+    assert load_code(source(1), INTEGER) is load_code(source(1), INTEGER)
+    assert load_code(source(2), INTEGER)(1) == 3
+    sizes = "def run(x):\n    return len(x)\n"
+    assert load_code(sizes, [Argument("float32", 1)]) is not load_code(sizes, [Argument("float64", 1)])
+    assert len(files(cache)) == 4
 
 
-def test_another_process_finds_it(cache: Path) -> None:
-    before = dict(sys.modules)
-    load_source(source(3))
+def test_functions_that_were_compiled_apart_do_not_get_mixed_up(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Processes number their symbols alike."""
+    script = (
+        "import sys; from mergegraph.kernels.native import Argument;"
+        "from mergegraph.runtime.codecache import load_code; load_code(sys.argv[1], (Argument(),))"
+    )
+    for value in (10, 20):
+        subprocess.run([sys.executable, "-c", script, source(value)], check=True, env=dict(os.environ))
+    must_not_compile(monkeypatch)
+    assert [load_code(source(value), INTEGER)(1) for value in (10, 20)] == [11, 21]
+
+
+def test_another_process_finds_it_and_needs_no_compiler(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load_code(source(3), INTEGER)
     (file,) = files(cache)
     written = file.stat().st_mtime_ns
-    forget(before)
-    assert load_source(source(3))() == 3
+    forget(monkeypatch)
+    must_not_compile(monkeypatch)
+    assert load_code(source(3), INTEGER)(1) == 4
     assert file.stat().st_mtime_ns == written
 
 
-@pytest.mark.parametrize(
-    "content",
-    [b"", b"def run():\n    return 666\n", b"\xff\xfe\x00 not text"],
-    ids=["empty", "other", "binary"],
-)
-def test_a_damaged_file_is_written_again(cache: Path, content: bytes) -> None:
-    before = dict(sys.modules)
-    load_source(source(4))
+@pytest.mark.parametrize("damage", ["empty", "cut", "flipped", "other"])
+def test_a_damaged_file_is_written_again(cache: Path, damage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    load_code(source(4), INTEGER)
     (file,) = files(cache)
-    file.write_bytes(content)
-    forget(before)
-    assert load_source(source(4))() == 4
-    assert file.read_text() == source(4)
+    good = file.read_bytes()
+    flipped = good[:100] + bytes([good[100] ^ 1]) + good[101:]
+    file.write_bytes({"empty": b"", "cut": good[:-9], "flipped": flipped, "other": b"\xff" * 999}[damage])
+    forget(monkeypatch)
+    assert load_code(source(4), INTEGER)(1) == 5
+    forget(monkeypatch)
+    must_not_compile(monkeypatch)
+    assert load_code(source(4), INTEGER)(1) == 5
 
 
 def test_the_directory_is_the_users_alone(cache: Path) -> None:
-    load_source(source(5))
+    load_code(source(5), INTEGER)
     assert stat.S_IMODE(cache_dir().stat().st_mode) == 0o700
 
 
 def test_without_a_usable_cache_it_works_all_the_same(cache: Path) -> None:
     cache.write_text("a file, not a directory")
-    assert load_source(source(6))() == 6
+    assert load_code(source(6), INTEGER)(1) == 7
     assert cache.read_text() == "a file, not a directory"
 
 
-def test_a_directory_of_another_user_is_not_trusted(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    users = iter([54_321])  # whoever made the cache directory; the temporary one is our own
-    real = os.getuid()
-    monkeypatch.setattr(os, "getuid", lambda: next(users, real))
-    assert load_source(source(7))() == 7
-    assert files(cache) == []
-
-
-def test_no_temporary_files_are_left(cache: Path) -> None:
-    load_source(source(8))
-    assert [p.suffix for p in files(cache)] == [".py"]
+def test_a_directory_of_another_user_is_neither_read_nor_written(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load_code(source(7), INTEGER)
+    (file,) = files(cache)
+    file.write_bytes(b"not for us")
+    forget(monkeypatch)
+    monkeypatch.setattr(os, "getuid", lambda: 54_321)
+    assert load_code(source(7), INTEGER)(1) == 8
+    assert file.read_bytes() == b"not for us"
+    assert files(cache) == [file]
 
 
 def test_the_cache_lies_where_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -108,10 +133,17 @@ def test_the_cache_lies_where_the_environment_says(monkeypatch: pytest.MonkeyPat
     assert cache_dir().is_relative_to(tmp_path / "home" / ".cache" / "mergegraph")
 
 
-def test_other_kernels_or_another_compiler_use_another_directory(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mergegraph.kernels import fused
-
+@pytest.mark.parametrize("name", ["_kernels", "compiler_id"])
+def test_other_kernels_another_compiler_or_processor_use_another_directory(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     before = cache_dir()
     assert cache_dir() == before
-    monkeypatch.setattr(fused, "VERSION", "numba-0.0.0")
+    monkeypatch.setattr(codecache, name, {"_kernels": lambda: b"", "compiler_id": lambda: "numba 0"}[name])
     assert cache_dir() != before
+
+
+def test_the_compiler_is_named_with_the_processor_it_compiles_for() -> None:
+    found = native.compiler_id()
+    assert "numba 0." in found
+    assert native.llvm.get_host_cpu_name() in found

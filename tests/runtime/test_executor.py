@@ -18,7 +18,7 @@ from mergegraph.runtime.executor import Outcomes, execute, phase_functions, piec
 from mergegraph.runtime.progress import Job
 from mergegraph.runtime.workers import Pool, Worker
 from mergegraph.schedule.memory import JOB_TILES, JOBS_PER_WORKER, TILE
-from mergegraph.schedule.tiling import Program
+from mergegraph.schedule.program import Program
 from mergegraph.storage.journal import Journal
 from mergegraph.storage.reader import Reader
 from mergegraph.storage.writer import OutputWriter
@@ -243,11 +243,16 @@ def test_a_second_execution_finds_everything_done_and_writes_nothing(
 def test_equal_expressions_share_one_compiled_function(
     compiled: Compiled, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    warmed: list[int] = []
-    real = executor.warm_up
-    monkeypatch.setattr(executor, "warm_up", lambda phase, run: (warmed.append(id(phase)), real(phase, run)))
+    loaded: list[object] = []
+    real = executor.load_code
+
+    def load(source: str, arguments: Any) -> Any:
+        loaded.append(real(source, arguments))
+        return loaded[-1]
+
+    monkeypatch.setattr(executor, "load_code", load)
     table = phase_functions(list(compiled.schedule.programs))
-    assert len(warmed) == 2, "measuring and combining, whatever the number of tensors and shapes"
+    assert len(dict.fromkeys(map(id, loaded))) == 2, "measuring and combining, for any tensors and shapes"
     assert table.keys() == {id(phase) for p in compiled.schedule.programs for phase in p.phases}
 
 

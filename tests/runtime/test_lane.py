@@ -27,7 +27,7 @@ from mergegraph.runtime.lane import device_workers
 from mergegraph.runtime.progress import Job, Progress
 from mergegraph.runtime.streams import Device, Host
 from mergegraph.runtime.workers import Worker, checksum
-from mergegraph.schedule.tiling import Program
+from mergegraph.schedule.program import Program
 from mergegraph.schedule.vram import SLOTS, device_bytes, staging
 from mergegraph.tensorspec import DType
 from tests.methods.arguments import eager_merge, merge_expression, operand_count

@@ -7,7 +7,8 @@ from threading import Event
 from mergegraph.graph.graph import Graph, Output, Piece, SourceTensor, filled
 from mergegraph.ops import load
 from mergegraph.runtime.readahead import STEP, ReadAhead
-from mergegraph.schedule.tiling import Program, programs
+from mergegraph.schedule.program import Program
+from mergegraph.schedule.tiling import programs
 from mergegraph.tensorspec import DType, TensorSpec
 
 SPEC = TensorSpec((STEP // 2,), DType.BF16)  # one step of bytes

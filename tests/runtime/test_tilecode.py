@@ -318,6 +318,24 @@ def test_numbers_of_rows_are_the_same_in_every_phase_that_uses_them(
         assert_same_bits(found, expected)
 
 
+@pytest.mark.parametrize("dtype", [BF16, F64], ids=lambda d: d.name)
+@pytest.mark.parametrize("shape", [(70, 65), (1301, 129), (3, 70_000), (500, 3)], ids=str)
+def test_rows_that_were_marked_keep_the_same_elements(shape: tuple[int, ...], dtype: DType) -> None:
+    """Marked or not, in tiles of any size and order; zeros and what is not finite included."""
+    x, y, *_ = row_tensors(shape, dtype)
+    x[0, :3] = torch.tensor([torch.nan, torch.inf, 0.0])
+    x[-1] = y[-1]
+    a, b = loads([x, y])
+    change = ops.delta(a, b)
+    kept = ops.drop_by_rank(change, (0.4, 0.2), ops.stream(0))
+    expression = ops.cast(ops.apply_delta(b, ops.scale(kept, ops.l1_norm(kept)), 1.0), dtype="F32")
+    assert [bool(p.marks) for p in cut(expression)] == [shape[1] >= LONG_ROW, False]
+    expected = schedule_run(expression, [x, y], mode="interpreted").tensor
+    for tile in (65_536, 1_048_576):
+        found = schedule_run(expression, [x, y], tile=tile, backwards=True).tensor
+        assert_same_bits(found, expected)
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_random_masks_do_not_depend_on_tiles_or_their_order(mode: Mode) -> None:
     tensors = [normal(300_001, dtype=BF16, seed=i) for i in range(3)]

@@ -22,7 +22,7 @@ from mergegraph.runtime.executor import phase_functions, stored_checksum
 from mergegraph.runtime.progress import Job, JobResult, Progress
 from mergegraph.runtime.workers import Failure, Pool, Worker, checksum
 from mergegraph.schedule.memory import JOB_TILES, TILE
-from mergegraph.schedule.tiling import Program
+from mergegraph.schedule.program import Program
 from mergegraph.tensorspec import DType, TensorSpec
 from tests.runtime.harness import Memory, normal, program_of
 

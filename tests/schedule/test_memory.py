@@ -30,7 +30,8 @@ from mergegraph.schedule.memory import (
     state_bytes,
     tile_elements,
 )
-from mergegraph.schedule.tiling import Program, programs
+from mergegraph.schedule.program import Program
+from mergegraph.schedule.tiling import programs
 from mergegraph.tensorspec import DType, TensorSpec
 
 ROWS = Op("rows", Locality.ROWWISE, lambda specs, _: TensorSpec(specs[0].shape, DType.F32), workspace=3)

@@ -11,7 +11,8 @@ from mergegraph.checkpoint.index import CheckpointIndex, FileEntry, TensorEntry
 from mergegraph.checkpoint.layout import OutputLayout, build_layout
 from mergegraph.graph.graph import Graph, Output, Piece, SourceTensor
 from mergegraph.schedule.order import order
-from mergegraph.schedule.tiling import Program, programs
+from mergegraph.schedule.program import Program
+from mergegraph.schedule.tiling import programs
 from mergegraph.tensorspec import DType, TensorSpec
 
 SPEC = TensorSpec((10,), DType.BF16)

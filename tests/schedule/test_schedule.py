@@ -49,6 +49,23 @@ SHAPES = {"embed.weight": (128_256, 8192), "layer.weight": (8192, 8192), "layer.
 BYTES = 2 * sum(rows * columns for rows, columns in SHAPES.values())
 
 
+def test_marks_of_rows_are_charged_and_given_up_before_a_worker_is(tmp_path: Path) -> None:
+    shapes = {"embed.weight": (32_000, 2048), "layer.weight": (4096, 4096)}
+
+    def marks(memory: str) -> tuple[bool, int, int]:
+        found = planned(tmp_path, shapes, "della", memory=memory, threads=2)
+        return any(p.marks for x in found.programs for p in x.phases), found.workers, found.peak_bytes
+
+    marking, workers, most = marks("1GiB")
+    assert (marking, workers) == (True, 2)
+    marking, workers, smaller = marks(str(most - 1))
+    assert (marking, workers) == (True, 2), "smaller tiles do"
+    marking, workers, least = marks(str(smaller - 1))
+    assert (marking, workers) == (False, 2)
+    assert smaller > 2 * 2 * 2 * 32_000 * 2048 // 8, "of two models, for two jobs of each of two workers"
+    assert least < smaller
+
+
 def test_bytes_are_counted_over_every_pass(tmp_path: Path) -> None:
     slerp = planned(tmp_path, SHAPES, "slerp")
     assert slerp.streamed_bytes == 2 * 2 * BYTES, "two models, measured and then combined"

@@ -13,7 +13,8 @@ from mergegraph.graph.graph import Graph, Output, Piece, SourceTensor
 from mergegraph.graph.node import Locality, Node, Op, walk
 from mergegraph.kernels.reduction import CHUNK
 from mergegraph.ops.selection import SAMPLE, SAMPLED
-from mergegraph.schedule.tiling import Phase, cut, programs
+from mergegraph.schedule.program import Phase, marks_bytes, marks_shape
+from mergegraph.schedule.tiling import MARKS_BYTES, cut, programs
 from mergegraph.tensorspec import DType, TensorSpec
 
 SPEC = TensorSpec((300, 500), DType.BF16)
@@ -123,6 +124,35 @@ def test_a_norm_that_is_needed_at_once_takes_a_pass_beside_the_sample() -> None:
         (["histogram"], SAMPLE),
         (["l1_norm"], 1),
     ]
+
+
+def dropped(shape: tuple[int, ...] = SPEC.shape) -> Node:
+    """What stays of a task vector by rank, restored to its norm: dropped in two passes, but decided once."""
+    a, b = (ops.load(i, TensorSpec(shape, DType.BF16)) for i in range(2))
+    change = ops.delta(b, a)
+    kept = ops.drop_by_rank(change, (0.4, 0.2), ops.stream(0))
+    return ops.cast(ops.apply_delta(a, ops.restore_l1(kept, change), 1.0), dtype="BF16")
+
+
+def test_what_rows_keep_is_marked_in_the_first_pass_for_the_second() -> None:
+    first, second = cut(dropped())
+    assert (names(first.marks), names(first.marked)) == (["drop_by_rank"], [])
+    assert (names(second.marks), names(second.marked)) == ([], ["drop_by_rank"])
+    assert marks_shape(first.marks[0]) == (300, 63)
+    assert marks_bytes(first.marks[0]) == 300 * 63
+
+
+@pytest.mark.parametrize("shape", [(500, 63), (0, 64), (64, 0), (), (7,)], ids=str)
+def test_short_rows_are_not_marked(shape: tuple[int, ...]) -> None:
+    marked = [bool(phase.marks or phase.marked) for phase in cut(dropped(shape))]
+    assert marked == [shape == (0, 64), shape == (0, 64)]
+
+
+def test_rows_are_marked_only_where_it_is_asked_for_and_takes_little_memory() -> None:
+    assert not any(phase.marks or phase.marked for phase in cut(dropped(), marking=False))
+    rows = MARKS_BYTES // 1024
+    assert [bool(p.marks) for p in cut(dropped((rows, 8192)))] == [True, False]
+    assert [bool(p.marks) for p in cut(dropped((rows + 1, 8192)))] == [False, False]
 
 
 def test_a_norm_of_the_whole_is_taken_on_the_way_and_that_of_the_rest_afterwards() -> None:

@@ -10,7 +10,8 @@ from mergegraph.graph.graph import Graph, Output, Piece, SourceTensor
 from mergegraph.graph.node import Node
 from mergegraph.kernels.reduction import CHUNK
 from mergegraph.schedule.memory import COMPILER_BYTES, TORCH_BYTES, WRITE_BYTES
-from mergegraph.schedule.tiling import Program, cut, programs
+from mergegraph.schedule.program import Program
+from mergegraph.schedule.tiling import cut, programs
 from mergegraph.schedule.vram import (
     ALIGNMENT,
     FINITE_BYTES,

@@ -311,6 +311,8 @@ def main() -> None:
     """Run the command line."""
     # Commands build much and leave little garbage: it is looked for seldom, and not on the way out.
     gc.set_threshold(100_000, 50, 100)
+    # numpy's linear algebra is not used, and its threads would spin beside those that merge.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         app(prog_name="mergegraph")
     finally:

@@ -19,7 +19,7 @@ from mergegraph.plan.values import ModelRef
 from mergegraph.runtime.events import Advanced, Finished, OnEvent, Routing, RunReport, Stage, Started
 from mergegraph.runtime.executor import Outcomes, execute
 from mergegraph.runtime.probe import peak_resident_bytes
-from mergegraph.schedule.tiling import Program
+from mergegraph.schedule.program import Program
 from mergegraph.storage.files import write_file
 from mergegraph.storage.journal import JOURNAL_FILE, Journal, input_stamps
 from mergegraph.storage.publish import check_output, publish, staging_path

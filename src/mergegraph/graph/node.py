@@ -87,6 +87,7 @@ class Op:
         row: ROWWISE only: the function of `mergegraph.kernels.rows` that computes a row, for generated code:
             (operand rows, count, result, statistics…), with the number of the first element after the result
             if `indexed`.
+        sparse: ROWWISE only: the result is the operand with some elements left out, as zeros.
         indexed: the result depends on the element's index: generated code spells it ``e``, kernels take
             the first element's as ``first``.
         by_column: statistics ``[m, columns]`` hold numbers for each column, which is an element's index
@@ -102,6 +103,7 @@ class Op:
     kernel: str | Callable[..., Any] = ""
     scalar: ScalarRule | None = None
     row: str = ""
+    sparse: bool = False
     indexed: bool = False
     by_column: bool = False
     workspace: int | WorkspaceRule = 0

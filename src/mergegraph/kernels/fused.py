@@ -7,19 +7,16 @@ on every machine and equal to those of the torch kernels.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numba
 import numpy as np
+from numba import types
 
-BLOCK = 4096
-"""Elements that generated code hands to a fold at a time: a few operands of it fit in L1."""
+from mergegraph.kernels.native import Argument, Code, undefined
 
 _OPTIONS: dict[str, Any] = {"nogil": True, "fastmath": False, "error_model": "numpy", "boundscheck": False}
-
-VERSION = f"numba-{numba.__version__}"
-"""Machine code is cached per compiler version."""
 
 u8, u16, u32, u64, i32, i64 = np.uint8, np.uint16, np.uint32, np.uint64, np.int32, np.int64
 f32, f64 = np.float32, np.float64
@@ -38,6 +35,33 @@ def helper(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile a scalar helper; LLVM inlines it where it is called."""
     compiled: Callable[..., Any] = numba.njit(**_OPTIONS)(function)
     return compiled
+
+
+def object_code(function: Any, arguments: Sequence[Argument]) -> Code:
+    """Compile a function of integers and contiguous arrays that returns an integer, for `Native` to load.
+
+    Its entry takes plain numbers, so that no compiler is needed to call it: an integer, or the address of an
+    array and its shape.
+    """
+    names, values, kinds = [], [], []
+    for i, argument in enumerate(arguments):
+        sizes = [f"a{i}_{d}" for d in range(argument.dims or 0)]
+        names += [f"a{i}", *sizes]
+        values.append(f"a{i}" if argument.dims is None else f"numba.carray(a{i}, ({', '.join(sizes)},))")
+        kind = numba.from_dtype(np.dtype(argument.dtype))
+        kinds += [kind if argument.dims is None else types.CPointer(kind), *[types.int64] * len(sizes)]
+    names_of: dict[str, Any] = {"run": helper(function), "numba": numba, "i64": i64}
+    exec(f"def entry({', '.join(names)}): return i64(run({', '.join(values)}))", names_of)
+    options = _OPTIONS | {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    entry = numba.njit(**options)(names_of["entry"])
+    entry.compile(tuple(kinds))
+    (result,) = entry.overloads.values()
+    library = result.library
+    outside = [f.name for f in library._final_module.functions if f.is_declaration]
+    missing = undefined([name for name in outside if not name.startswith("llvm.")])
+    if missing:
+        raise NotImplementedError(f"compiled code needs {', '.join(missing)}, which only its compiler has")
+    return Code(result.fndesc.llvm_func_name, library.serialize_using_object_code()[2][0])
 
 
 # ---- conversions: numba has no bfloat16 or float16, so both travel as their 16 bits -------------

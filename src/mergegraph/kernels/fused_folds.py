@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from mergegraph.kernels.fused import BLOCK, f64, helper, i32, jit
+from mergegraph.kernels.fused import f64, helper, i32, jit
 from mergegraph.kernels.fused_vector import LANES, cross_products, dot_products, sum_of_magnitudes
-from mergegraph.kernels.reduction import Array
+from mergegraph.kernels.reduction import BLOCK, Array
 
 
 @jit

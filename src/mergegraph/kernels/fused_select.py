@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from mergegraph.kernels.fused import BLOCK, i64, jit, u32, u64
+from mergegraph.kernels.fused import i64, jit, u32, u64
+from mergegraph.kernels.reduction import BLOCK
 
 
 @jit

@@ -17,6 +17,9 @@ Float folds keep one row of state per chunk and add the rows in chunk order, so 
 on the tensor alone: not on tile size, thread count or which worker got which tile.
 """
 
+BLOCK = 4096
+"""Elements that compiled code hands to a fold at a time: a few operands of it fit in L1."""
+
 Array = npt.NDArray[Any]
 Attrs = dict[str, Any]
 

@@ -45,6 +45,7 @@ drop_by_rank = Op(
     elementwise("drop_by_rank", D, count=1, small=lambda _: (2, 2)),
     "rows:drop_by_rank",
     row="row_drop{width}",
+    sparse=True,
     indexed=True,
     workspace=48,
 )

@@ -1,67 +1,85 @@
-"""Loading generated tile code, and keeping its machine code between runs.
+"""Generated tile code as machine code, kept between runs.
 
-Generated modules live in the user's cache directory, under a name that digests their text, the
-kernels they call and the compiler's version; numba caches machine code beside them. They are code,
-so the directory is private to the user.
+Object files lie in the user's cache directory, under a name that digests the text, the arguments, the kernels
+it calls, the compiler and the processor. They are code, so the directory is private to the user.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Sequence
+from functools import cache
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
 
-from mergegraph.kernels import fused
+from mergegraph import kernels
+from mergegraph.kernels.native import Argument, Code, Native, compiler_id
 from mergegraph.storage.files import cache_root
+
+_DIGEST = 16
+_loaded: dict[Path, Native] = {}
+
+
+def load_code(source: str, arguments: Sequence[Argument]) -> Native:
+    """Return the function ``run`` that `source` defines, compiled for `arguments` by now or long ago.
+
+    An unusable cache directory costs the compilation (about a second), nothing else.
+    """
+    digest = blake2b(f"{source}{arguments}".encode(), digest_size=_DIGEST).hexdigest()
+    path = cache_dir() / f"tile_{digest}.o"
+    if path not in _loaded:
+        code = _stored(path)
+        if code is None:
+            code = _compiled(source, arguments)
+            _store(path, code)
+        _loaded[path] = Native(code, arguments)
+    return _loaded[path]
 
 
 def cache_dir() -> Path:
-    """Where generated code lies: a folder of the user's cache for this version of the kernels."""
-    files = sorted(Path(fused.__file__).parent.glob("fused*.py"))
-    kernels = b"".join(file.read_bytes() for file in files) + fused.VERSION.encode()
-    return cache_root() / "kernels" / blake2b(kernels, digest_size=6).hexdigest()
+    """Where machine code lies: a folder of the user's cache for these kernels, compiler and processor."""
+    return cache_root() / "kernels" / blake2b(_kernels() + compiler_id().encode(), digest_size=6).hexdigest()
 
 
-def load_source(source: str) -> Callable[..., Any]:
-    """Return the function ``run`` that `source` defines, with its machine code cached if possible.
-
-    An unusable cache directory costs the compilation (about half a second), nothing else.
-    """
-    digest = blake2b(source.encode(), digest_size=10).hexdigest()
-    name = f"mergegraph_generated.tile_{digest}"
-    if name not in sys.modules:
-        try:
-            path = _store(cache_dir(), f"tile_{digest}.py", source)
-        except OSError:
-            path = _store(Path(tempfile.mkdtemp(prefix="mergegraph-")), f"tile_{digest}.py", source)
-        _import(name, path)
-    run: Callable[..., Any] = sys.modules[name].run
-    return run
+@cache
+def _kernels() -> bytes:
+    files = sorted(Path(kernels.__path__[0]).glob("fused*.py"))
+    return b"".join(file.read_bytes() for file in files)
 
 
-def _import(name: str, path: Path) -> None:
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"cannot load generated code from {path}")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    sys.modules[name] = module
+def _compiled(source: str, arguments: Sequence[Argument]) -> Code:
+    from mergegraph.kernels.fused import object_code  # loads the compiler, which most runs do without
+
+    names: dict[str, object] = {}
+    exec(compile(source, "<tile>", "exec"), names)
+    return object_code(names["run"], arguments)
 
 
-def _store(directory: Path, name: str, source: str) -> Path:
-    """Write `source` once, atomically, so that two processes can share the cache."""
-    path = directory / name
-    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if directory.stat().st_uid != os.getuid():
-        raise PermissionError(f"{directory} belongs to another user")
-    if not (path.exists() and path.read_bytes() == source.encode()):
-        handle, temporary = tempfile.mkstemp(dir=directory, suffix=".tmp")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(source)
+def _stored(path: Path) -> Code | None:
+    """What was stored at `path`; None if there is nothing, or not what was stored."""
+    try:
+        if path.parent.stat().st_uid != os.getuid():
+            return None
+        data = path.read_bytes()
+    except OSError:
+        return None
+    if blake2b(data[_DIGEST:], digest_size=_DIGEST).digest() != data[:_DIGEST]:
+        return None
+    symbol, _, rest = data[_DIGEST:].partition(b"\0")
+    return Code(symbol.decode(), rest)
+
+
+def _store(path: Path, code: Code) -> None:
+    """Write `code` atomically, so that two processes can share the cache; or not at all."""
+    content = code.symbol.encode() + b"\0" + code.data
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if path.parent.stat().st_uid != os.getuid():
+            return
+        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+        with os.fdopen(handle, "wb") as file:
+            file.write(blake2b(content, digest_size=_DIGEST).digest() + content)
         os.replace(temporary, path)
-    return path
+    except OSError:
+        return

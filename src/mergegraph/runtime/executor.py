@@ -16,15 +16,15 @@ import numpy as np
 
 from mergegraph.checkpoint.view import View, view_text
 from mergegraph.kernels.reduction import Array
-from mergegraph.runtime.codecache import load_source
+from mergegraph.runtime.codecache import load_code
 from mergegraph.runtime.progress import Job, JobResult, Progress, Tally
 from mergegraph.runtime.readahead import ReadAhead
 from mergegraph.runtime.tilecode import tile_source
-from mergegraph.runtime.tiles import PhaseFunction, argument_dtypes, copy_tile, generated, warm_up
+from mergegraph.runtime.tiles import PhaseFunction, arguments_of, copy_tile, generated
 from mergegraph.runtime.workers import Batch, Failure, Outcome, Pool, Work, Worker, checksum
 from mergegraph.schedule.memory import JOB_TILES, JOBS_PER_WORKER
+from mergegraph.schedule.program import Phase, Program
 from mergegraph.schedule.schedule import Schedule
-from mergegraph.schedule.tiling import Phase, Program
 from mergegraph.storage.journal import Journal
 from mergegraph.storage.reader import Reader
 from mergegraph.storage.strided import Transfer, read_view
@@ -102,23 +102,16 @@ def _workers(
 def phase_functions(programs: list[Program]) -> dict[int, PhaseFunction]:
     """Compile every distinct phase, before any worker needs it. Equal structures share their code."""
     table: dict[int, PhaseFunction] = {}
-    seen: set[str] = set()
     for program in programs:
         for phase in program.phases:
             if id(phase) not in table:
-                table[id(phase)] = copy_tile if program.raw else _function(phase, seen)
+                table[id(phase)] = copy_tile if program.raw else _function(phase)
     return table
 
 
-def _function(phase: Phase, seen: set[str]) -> PhaseFunction:
+def _function(phase: Phase) -> PhaseFunction:
     if phase.generated:
-        source = tile_source(phase)
-        run = load_source(source)
-        signature = f"{source}{argument_dtypes(phase)}"
-        if signature not in seen:
-            seen.add(signature)
-            warm_up(phase, run)
-        return generated(phase, run)
+        return generated(phase, load_code(tile_source(phase), arguments_of(phase)))
     from mergegraph.runtime.interpret import interpreted  # loads torch, which most runs do without
 
     return interpreted(phase)

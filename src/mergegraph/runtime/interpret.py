@@ -12,7 +12,7 @@ from torch import Tensor
 from mergegraph.graph.node import Node
 from mergegraph.kernels.reduction import Array, Span
 from mergegraph.runtime.tiles import Arena, PhaseFunction, Tile
-from mergegraph.schedule.tiling import Phase
+from mergegraph.schedule.program import Phase
 from mergegraph.schedule.vram import lifetimes
 from mergegraph.tensorspec import DType
 

@@ -32,7 +32,7 @@ from mergegraph.runtime.workers import (
     write_tile,
 )
 from mergegraph.schedule.memory import arity, state_rows
-from mergegraph.schedule.tiling import Program
+from mergegraph.schedule.program import Program
 from mergegraph.schedule.vram import (
     ALIGNMENT,
     SLOTS,

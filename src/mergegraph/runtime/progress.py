@@ -14,7 +14,7 @@ import numpy as np
 from mergegraph.graph.node import Node
 from mergegraph.kernels.reduction import Array
 from mergegraph.schedule.memory import JOB_TILES, arity, job_elements, state_rows, tile_elements
-from mergegraph.schedule.tiling import Phase, Program
+from mergegraph.schedule.program import Phase, Program, marks_shape
 
 _NOTHING = np.zeros(0, dtype=np.int64)
 """The value of a reduction that had nothing to find out."""
@@ -116,6 +116,8 @@ class Progress:
             del self.values[node.key]
         for node in phase.kept:
             self.values[node.key] = np.empty(node.spec.shape)  # every tile fills in its own rows
+        for node in phase.marks:
+            self.values[node.key] = np.empty(marks_shape(node), np.uint8)
         if not self._needed(phase):
             self.values |= {r.key: _NOTHING for r in phase.reductions}
             self.level += 1
@@ -128,7 +130,7 @@ class Progress:
 
     def _needed(self, phase: Phase) -> bool:
         """Whether a phase gives anything that is not known yet."""
-        if phase.result is not None or phase.kept:
+        if phase.result is not None or phase.kept or phase.marks:
             return True
         found = ([self.values[x.key] for x in r.inputs if x.is_stat] for r in phase.reductions)
         kernels = (r.op.implementation for r in phase.reductions)
@@ -163,6 +165,9 @@ class Progress:
 
 
 def _state(reduction: Node, numel: int, phase: Phase) -> Array:
-    kernel = reduction.op.implementation
-    state: Array = kernel.empty(arity(reduction), reduction.attributes, state_rows(reduction, phase, numel))
-    return state if kernel.per_chunk else state.astype("int64")
+    """The state of a whole tensor; counts are wider than those of a job, which fit in 32 bits."""
+    kernel, count = reduction.op.implementation, arity(reduction)
+    if kernel.per_chunk:
+        rows: Array = kernel.empty(count, reduction.attributes, state_rows(reduction, phase, numel))
+        return rows
+    return np.zeros((1, kernel.state(count, reduction.attributes)[0]), np.int64)

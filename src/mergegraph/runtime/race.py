@@ -20,7 +20,8 @@ from mergegraph.runtime.progress import Progress
 from mergegraph.runtime.streams import Cuda, Device
 from mergegraph.runtime.workers import Failure, Pool, Worker
 from mergegraph.schedule.memory import TILE
-from mergegraph.schedule.tiling import Program, programs
+from mergegraph.schedule.program import Program
+from mergegraph.schedule.tiling import programs
 from mergegraph.schedule.vram import WORKERS_PER_GPU, staging
 from mergegraph.tensorspec import DType, TensorSpec
 

@@ -11,7 +11,7 @@ from threading import Condition, Thread
 from types import TracebackType
 from typing import Protocol, Self
 
-from mergegraph.schedule.tiling import Program
+from mergegraph.schedule.program import Program
 
 WINDOW = 256 << 20
 """Bytes that may be asked for ahead of the work; they are in the page cache, not in the process."""

@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from mergegraph.graph.node import Locality, Node, Real
-from mergegraph.kernels.fused import BLOCK
-from mergegraph.kernels.reduction import CHUNK
-from mergegraph.schedule.tiling import Phase
+from mergegraph.kernels.reduction import BLOCK, CHUNK
+from mergegraph.schedule.program import Phase
 from mergegraph.tensorspec import DType
 
 _F32 = Real("f32", "f32(0.0)", "f32(1.0)")
@@ -32,13 +31,13 @@ _ALL_ONES = {
 }
 _HEADER = """\
 from mergegraph.kernels.fused import (
-    down_bf16, down_f16, f32, f64, jit, normal, round_bf16, round_f16, round_f32, round_f64, u16, u32, u64,
+    down_bf16, down_f16, f32, f64, normal, round_bf16, round_f16, round_f32, round_f64, u16, u32, u64,
     uniform, up_bf16, up_f16,
 )
 from mergegraph.kernels.fused_folds import (
     fold_columns, fold_gram, fold_l1, fold_nonzero, fold_overlap, fold_squares,
 )
-from mergegraph.kernels.fused_ranks import row_drop32, row_drop64
+from mergegraph.kernels.fused_ranks import row_drop32, row_drop64, row_keep, row_kept
 from mergegraph.kernels.fused_select import fold_select32, fold_select64
 from mergegraph.kernels.fused_rows import row_arc, row_divergence, row_stock
 
@@ -58,14 +57,14 @@ def row_real(node: Node) -> Real:
 def tile_source(phase: Phase) -> str:
     """Return the module text whose ``run`` computes `phase` on one tile.
 
-    ``run(n, at, begin, columns, chunk, x0…, p0…, [k0…], [rb0, ro0…], [s0, b0…] | [out])``: n elements, the
-    first of which is number `at` of the tensor and `begin` of the piece; the row length and chunk of phases
-    that work on rows or columns; the loads; the statistics as float64 or int64 arrays; where to keep numbers
-    of rows (of these, and of those kept before, the first row is the tile's); for each ROWWISE op a block and
-    a result; for each reduction its state rows and a block; or the output. It returns the
-    number of non-finite elements written.
+    ``run(n, at, begin, columns, chunk, x0…, p0…, [k0…], [q0…], [u0…], [rb0, ro0…], [s0, b0…] | [out])``: n
+    elements, the first of which is number `at` of the tensor and `begin` of the piece; the row length and
+    chunk of phases that work on rows or columns; the loads; the statistics as float64 or int64 arrays; where
+    to keep numbers of rows, and marks of what rows keep; marks kept before (of all these, and of numbers kept
+    before, the first row is the tile's); for each ROWWISE op a block and a result; for each reduction its
+    state rows and a block; or the output. It returns the number of non-finite elements written.
     """
-    return _HEADER + "@jit\n" + "\n".join(_Writer(phase).lines()) + "\n"
+    return _HEADER + "\n".join(_Writer(phase).lines()) + "\n"
 
 
 class _Writer:
@@ -88,6 +87,7 @@ class _Writer:
         names = ["n", "at", "begin", "columns", "chunk"]
         names += [f"x{i}" for i in range(len(phase.loads))] + [f"p{i}" for i in range(len(phase.stats))]
         names += [f"k{i}" for i in range(len(phase.kept))]
+        names += [f"q{i}" for i in range(len(phase.marks))] + [f"u{i}" for i in range(len(phase.marked))]
         names += [f"{kind}{i}" for i in range(len(phase.rows)) for kind in ("rb", "ro")]
         names += [f"{kind}{i}" for i in range(len(phase.reductions)) for kind in ("s", "b")]
         yield f"def run({', '.join([*names, *(['out'] if phase.result is not None else [])])}):"
@@ -148,10 +148,15 @@ class _Writer:
             yield "for j in range(m):"
             yield from _indented(self._element(operand))
             yield f"    line[j] = {real.type}({self._value(operand)})"
+        if row in self.phase.marked:
+            yield f"row_keep(rb{r}, m, ro{r}, u{self.phase.marked.index(row)}[lo // columns])"
+            return
         stats = [f"{self.names[x.key]}f64_{i}" for x in row.inputs if x.is_stat for i in range(x.spec.numel)]
         function = row.op.row.format(width=64 if real is _F64 else 32)
         first = ["at + lo"] if row.op.indexed else []
         yield f"{function}({', '.join([f'rb{r}', 'm', f'ro{r}', *first, *stats])})"
+        if row in self.phase.marks:
+            yield f"row_kept(ro{r}, m, q{self.phase.marks.index(row)}[lo // columns])"
         if row in self.phase.kept:
             yield f"k{self.phase.kept.index(row)}[lo // columns] = ro{r}"
         if row.is_row:

@@ -13,11 +13,11 @@ import numpy as np
 
 from mergegraph.errors import TensorValueError
 from mergegraph.graph.node import Node
-from mergegraph.kernels import fused
-from mergegraph.kernels.reduction import Array
+from mergegraph.kernels.native import Argument
+from mergegraph.kernels.reduction import BLOCK, Array
 from mergegraph.runtime.progress import Job
 from mergegraph.schedule.memory import arity
-from mergegraph.schedule.tiling import Phase
+from mergegraph.schedule.program import Phase
 from mergegraph.tensorspec import DType
 
 STORAGE = {DType.BF16: np.uint16, DType.F16: np.uint16, DType.F32: np.float32, DType.F64: np.float64}
@@ -86,7 +86,7 @@ def generated(phase: Phase, run: Callable[..., Any]) -> PhaseFunction:
     """Wrap the compiled function of `phase`; see `mergegraph.runtime.tilecode.tile_source`."""
     inputs = [STORAGE[load.spec.dtype] for load in phase.loads]
     stats = [(stat.key, stat.is_row) for stat in phase.stats]
-    kept = [node.key for node in phase.kept]
+    kept = [node.key for node in (*phase.kept, *phase.marks, *phase.marked)]
     folds = [(f"block{i}", arity(r), STORAGE[block_dtype(r)]) for i, r in enumerate(phase.reductions)]
     result = STORAGE[phase.result.spec.dtype] if phase.result is not None else None
     columns, chunk = phase.columns, phase.chunk
@@ -102,7 +102,7 @@ def generated(phase: Phase, run: Callable[..., Any]) -> PhaseFunction:
                 _block(arena, f"row{i}", arity(node), columns, row_dtype(node)),
                 _row_result(arena, i, node, columns),
             ]
-        width = max(fused.BLOCK, columns) if phase.by_rows else fused.BLOCK
+        width = max(BLOCK, columns) if phase.by_rows else BLOCK
         for (name, rows, dtype), state in zip(folds, tile.states, strict=True):
             args += [state, _block(arena, name, rows, width, dtype)]
         if tile.output is not None:
@@ -110,13 +110,6 @@ def generated(phase: Phase, run: Callable[..., Any]) -> PhaseFunction:
         return int(run(*args))
 
     return function
-
-
-def argument_dtypes(phase: Phase) -> tuple[DType, ...]:
-    """The dtypes that, with the source text, decide which machine code a phase runs."""
-    result = (phase.result.spec.dtype,) if phase.result is not None else ()
-    blocks = (block_dtype(r) for r in phase.reductions)
-    return (*(x.spec.dtype for x in phase.loads), *(s.spec.dtype for s in phase.stats), *blocks, *result)
 
 
 def _block(arena: Arena, name: str, rows: int, columns: int, dtype: Any) -> Array:
@@ -137,24 +130,25 @@ def row_dtype(row: Node) -> Any:
     return STORAGE[block_dtype(row)]
 
 
-def warm_up(phase: Phase, run: Callable[..., Any]) -> None:
-    """Compile `run` for the argument types of `phase` by calling it on an empty tile."""
-    args: list[Any] = [0, 0, 0, 1, 1]
+def arguments_of(phase: Phase) -> tuple[Argument, ...]:
+    """What the compiled function of `phase` takes; see `mergegraph.runtime.tilecode.tile_source`."""
+    args: list[Any] = []
     args += [np.empty(0, STORAGE[load.spec.dtype]) for load in phase.loads]
     args += [
         np.zeros([max(1, x) for x in s.spec.shape], np.int64 if s.spec.dtype is DType.I64 else np.float64)
         for s in phase.stats
     ]
     args += [np.zeros((1, n.spec.shape[1])) for n in phase.kept]
+    args += [np.zeros((1, 1), np.uint8) for _ in (*phase.marks, *phase.marked)]
     arena = Arena()
     for i, row in enumerate(phase.rows):
         args += [_block(arena, f"row{i}", arity(row), 1, row_dtype(row)), _row_result(arena, i, row, 1)]
     for r in phase.reductions:
         state = r.op.implementation.empty(arity(r), r.attributes, 1)
-        args += [state, np.empty((arity(r), fused.BLOCK), STORAGE[block_dtype(r)])]
+        args += [state, np.empty((arity(r), BLOCK), STORAGE[block_dtype(r)])]
     if phase.result is not None:
         args.append(np.empty(0, STORAGE[phase.result.spec.dtype]))
-    run(*args)
+    return (*[Argument()] * 5, *(Argument(x.dtype.name, x.ndim) for x in args))
 
 
 def block_dtype(reduction: Node) -> DType:

@@ -10,7 +10,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from queue import SimpleQueue
 from threading import Thread
 from time import perf_counter
@@ -18,12 +18,13 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from mergegraph.kernels import fused
+from mergegraph.kernels.native import Argument, Native
 from mergegraph.kernels.reduction import Array
+from mergegraph.runtime.codecache import load_code
 from mergegraph.runtime.progress import Job, JobResult, Progress, Tally
 from mergegraph.runtime.tiles import STORAGE, Arena, PhaseFunction, Tile, stored_value
 from mergegraph.schedule.memory import HELD, arity, state_rows
-from mergegraph.schedule.tiling import Program
+from mergegraph.schedule.program import Program
 from mergegraph.storage.strided import read_view, write_view
 
 AnyArray = TypeVar("AnyArray", bound=Any)
@@ -45,6 +46,13 @@ Outcome = JobResult | Batch | Failure
 
 SAMPLED = 8192
 """Elements of one piece of a sample: fewer would cost more calls, more would be less spread."""
+
+
+_CHECKSUM = """\
+from mergegraph.kernels.fused import checksum_words
+def run(words, first):
+    return checksum_words(words, first)
+"""
 
 
 class Reads(Protocol):
@@ -217,13 +225,19 @@ def tile_checksum(job: Job, begin: int, output: Array) -> int:
 
 def checksum(data: Array, offset: int) -> int:
     """The share of bytes `data`, at byte `offset` (a multiple of 8) of a piece, in its checksum."""
+    checksum_words = _checksum_words()
     whole = data.nbytes // 8 * 8
-    total = int(fused.checksum_words(data[:whole].view(np.uint64), offset // 8)) if whole else 0
+    total = checksum_words(data[:whole].view(np.uint64), offset // 8) if whole else 0
     if whole < data.nbytes:
         tail = np.zeros(8, dtype=np.uint8)
         tail[: data.nbytes - whole] = data[whole:]
-        total += int(fused.checksum_words(tail.view(np.uint64), (offset + whole) // 8))
+        total += checksum_words(tail.view(np.uint64), (offset + whole) // 8)
     return total % 2**64
+
+
+@cache
+def _checksum_words() -> Native:
+    return load_code(_CHECKSUM, (Argument("uint64", 1), Argument()))
 
 
 def tiles(job: Job) -> Iterator[tuple[int, int]]:

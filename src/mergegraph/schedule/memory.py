@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from mergegraph.errors import MemoryBudgetError
 from mergegraph.graph.node import Node
 from mergegraph.kernels.reduction import CHUNK
-from mergegraph.schedule.tiling import Phase, Program
+from mergegraph.schedule.program import Phase, Program, marks_bytes
 
 TILE = 8 * CHUNK
 """Preferred elements per tile: large enough that handing over calls and locks costs little (measured)."""
@@ -105,6 +105,7 @@ def program_bytes(program: Program, tile: int, workers: int) -> int:
     jobs = max(state_bytes(p, job_elements(p, tile, JOB_TILES)) for p in program.phases)
     held = max(2 * state_bytes(p, program.whole) for p in program.phases)
     held += sum(n.spec.nbytes for p in program.phases for n in (*p.small, *p.kept)) + _found_bytes(program)
+    held += sum(marks_bytes(n) for p in program.phases for n in p.marks)
     return workers * (worker + JOBS_PER_WORKER * (jobs + held))
 
 
@@ -124,9 +125,23 @@ def fit(programs: Iterable[Program], threads: int, budget: int, graph_bytes: int
     Raises:
         MemoryBudgetError: one worker with the smallest tiles is still too much.
     """
+    found, worst = _closest(programs, threads, budget, graph_bytes)
+    if found.peak_bytes > budget:
+        raise MemoryBudgetError(worst, found.peak_bytes, budget)
+    return found
+
+
+def most_workers(programs: Iterable[Program], threads: int, budget: int, graph_bytes: int) -> int:
+    """How many of `threads` workers `fit` finds room for; 0 if for none."""
+    found, _ = _closest(programs, threads, budget, graph_bytes)
+    return found.workers if found.peak_bytes <= budget else 0
+
+
+def _closest(programs: Iterable[Program], threads: int, budget: int, graph_bytes: int) -> tuple[Fit, str]:
+    """The fastest setting within the budget, else the smallest; and the tensor that needs most."""
     shapes = representatives(programs)
     graph_bytes += code_bytes(shapes) + WRITE_BYTES
-    peak, worst = graph_bytes, "the plan itself"
+    found, worst = Fit(CHUNK, 1, graph_bytes), "the plan itself"
     for workers in range(threads, 0, -1):
         for tile in (TILE, CHUNK):
             peak, worst = graph_bytes, "the plan itself"
@@ -134,9 +149,10 @@ def fit(programs: Iterable[Program], threads: int, budget: int, graph_bytes: int
                 need = graph_bytes + program_bytes(program, tile, workers)
                 if need > peak:
                     peak, worst = need, program.tensor
+            found = Fit(tile, workers, peak)
             if peak <= budget:
-                return Fit(tile, workers, peak)
-    raise MemoryBudgetError(worst, peak, budget)
+                return found, worst
+    return found, worst
 
 
 def code_bytes(programs: Iterable[Program]) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from mergegraph.checkpoint.index import CheckpointIndex
 from mergegraph.checkpoint.layout import OutputLayout
 from mergegraph.graph.graph import FILL
-from mergegraph.schedule.tiling import Program
+from mergegraph.schedule.program import Program
 
 
 def order(

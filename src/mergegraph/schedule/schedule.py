@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from mergegraph.checkpoint.index import CheckpointIndex
 from mergegraph.checkpoint.layout import OutputLayout
 from mergegraph.graph.graph import Graph
-from mergegraph.schedule.memory import ENTRY_BYTES, OUTPUT_BYTES, fit
+from mergegraph.schedule.memory import ENTRY_BYTES, OUTPUT_BYTES, fit, most_workers
 from mergegraph.schedule.order import order
-from mergegraph.schedule.tiling import Program, programs
+from mergegraph.schedule.program import Program
+from mergegraph.schedule.tiling import programs
 from mergegraph.schedule.vram import Gpus, Staging, fit_gpus
 
 
@@ -64,12 +65,20 @@ def schedule(
     Raises:
         MemoryBudgetError: some tensor cannot be computed within the budget.
     """
-    ordered = order(programs(graph), layout, sources)
+    ordered = order(programs(graph, marking=gpus is None), layout, sources)
     entries = sum(len(index.tensors) for index in sources.values())
     planning = OUTPUT_BYTES * len(ordered) + ENTRY_BYTES * entries
     if gpus is None:
+        if _marking(ordered) and most_workers(ordered, threads, budget, planning) < threads:
+            # Marks save time, but not as much as another worker does.
+            ordered = order(programs(graph, marking=False), layout, sources)
         chosen = fit(ordered, threads, budget, planning)
         return Schedule(ordered, chosen.tile, chosen.workers, chosen.peak_bytes, budget)
     found = fit_gpus(ordered, threads, budget, planning, gpus)
     bounds = (found.peak_bytes, budget, gpus, found.vram_peak, found.staging)
     return Schedule(ordered, found.tile, found.workers, *bounds)
+
+
+def _marking(programs: Sequence[Program]) -> bool:
+    """Whether some program keeps marks of what rows keep, which take memory."""
+    return any(phase.marks for program in programs for phase in program.phases)

@@ -28,7 +28,7 @@ from mergegraph.schedule.memory import (
     state_rows,
     tile_elements,
 )
-from mergegraph.schedule.tiling import Phase, Program
+from mergegraph.schedule.program import Phase, Program
 
 SLOTS = 3
 """Tiles of one worker that are on their way: one is read, one computed, one written."""

@@ -1,0 +1,133 @@
+"""Compiled functions as machine code: kept by whoever wants to, and loaded without the compiler.
+
+To load numba takes longer than to merge a small model, and four times the memory of everything else. What it
+makes of a function is a few kilobytes, which the linker of LLVM loads in a millisecond.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Sequence
+from functools import cache
+from importlib.machinery import EXTENSION_SUFFIXES, ExtensionFileLoader
+from importlib.metadata import version
+from importlib.util import find_spec, module_from_spec, spec_from_loader
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import llvmlite.binding as llvm
+import numpy as np
+
+_ALLOCATOR = "numba.core.runtime._nrt_python"
+
+
+class Argument(NamedTuple):
+    """What a function takes in one place: an array of `dims` dimensions, or an integer (no `dims`)."""
+
+    dtype: str = "int64"
+    dims: int | None = None
+
+
+class Code(NamedTuple):
+    """An object file, and the symbol in it to call."""
+
+    symbol: str
+    data: bytes
+
+
+class Native:
+    """A loaded function of integers and contiguous arrays that returns an integer; it lets go of the GIL.
+
+    Args:
+        code: made by `mergegraph.kernels.fused.object_code`, on this machine.
+        arguments: what it takes.
+    """
+
+    def __init__(self, code: Code, arguments: Sequence[Argument]) -> None:
+        _share_allocator()
+        target = _target().create_target_machine(jit=True)  # an engine's own from then on
+        # An engine for each object: symbols of two may be called the same.
+        self._engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), target)
+        self._engine.add_object_file(llvm.ObjectFileRef.from_data(code.data))
+        self._engine.finalize_object()
+        kinds: list[Any] = []
+        for argument in arguments:
+            kinds += [ctypes.c_int64] if argument.dims is None else [ctypes.c_void_p]
+            kinds += [ctypes.c_int64] * (argument.dims or 0)
+        prototype = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, *kinds)
+        self._function = prototype(self._engine.get_function_address(code.symbol))
+        self._arguments = [None if a.dims is None else (np.dtype(a.dtype), a.dims) for a in arguments]
+
+    def __call__(self, *values: Any) -> int:
+        """Call it.
+
+        Raises:
+            TypeError: an array is not what was compiled for: its memory would be taken for something else.
+            MemoryError: there is none left.
+        """
+        found, failure = ctypes.c_int64(), ctypes.c_void_p()
+        flat: list[int] = []
+        for value, array in zip(values, self._arguments, strict=True):
+            if array is None:
+                flat.append(value)
+                continue
+            if (value.dtype, value.ndim) != array or not value.flags.c_contiguous:
+                given = f"{value.dtype}{list(value.shape)}"
+                raise TypeError(f"{given} instead of {array[1]} dimensions of {array[0]}, contiguous")
+            flat.append(value.__array_interface__["data"][0])
+            flat += value.shape
+        if self._function(ctypes.addressof(found), ctypes.addressof(failure), *flat) != 0:
+            raise MemoryError("compiled code could not allocate its scratch memory")
+        return found.value
+
+
+@cache
+def compiler_id() -> str:
+    """What decides, besides a function itself, what machine code it becomes: compiler and processor."""
+    versions = ", ".join(f"{name} {version(name)}" for name in ("numba", "llvmlite"))
+    features = llvm.get_host_cpu_features().flatten()
+    return f"{versions}, {sys.implementation.cache_tag} {llvm.get_host_cpu_name()} {features}"
+
+
+def undefined(names: Sequence[str]) -> list[str]:
+    """Those of `names` that `Native` could not resolve: LLVM ends the process over one."""
+    shared, process = _share_allocator(), ctypes.CDLL(None)
+    return [name for name in names if name not in shared and not hasattr(process, name)]
+
+
+@cache
+def _target() -> Any:
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    return llvm.Target.from_default_triple()
+
+
+@cache
+def _share_allocator() -> frozenset[str]:
+    """Tell LLVM where compiled code finds numba's functions for scratch memory; return what they are called.
+
+    They are in a file of their own, which can be loaded by itself.
+    """
+    allocator = sys.modules.get(_ALLOCATOR) or _alone(_ALLOCATOR)
+    symbols = {f"NRT_{name}": address for name, address in allocator.c_helpers.items()}
+    for name, address in symbols.items():
+        llvm.add_symbol(name, address)
+    return frozenset(symbols)
+
+
+def _alone(name: str) -> Any:
+    """Load an extension module without the packages that it is in."""
+    package, *path = name.split(".")
+    found = find_spec(package)
+    if found is None or not found.submodule_search_locations:
+        raise ImportError(f"{package} is not installed")
+    stem = Path(found.submodule_search_locations[0], *path)
+    file = next((f for s in EXTENSION_SUFFIXES if (f := stem.with_name(stem.name + s)).exists()), None)
+    if file is None:
+        raise ImportError(f"{package} {version(package)} has no {'.'.join(path)}")
+    spec = spec_from_loader(path[-1], ExtensionFileLoader(path[-1], str(file)))
+    assert spec is not None and spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,106 @@
+"""Compiled functions, called without their compiler: right arguments, right results, refusals."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mergegraph.kernels import fused
+from mergegraph.kernels.native import Argument, Code, Native, undefined
+
+
+def weighted(count: Any, x: Any, table: Any, out: Any) -> Any:
+    total = 0
+    for i in range(count):
+        out[i] = x[i] * table[i % table.shape[0], 1]
+        total += x.shape[0]
+    return total
+
+
+TAKES = (Argument(), Argument("float32", 1), Argument("float64", 2), Argument("uint16", 1))
+
+
+@pytest.fixture(scope="module")
+def code() -> Code:
+    return fused.object_code(weighted, TAKES)
+
+
+@pytest.fixture(scope="module")
+def function(code: Code) -> Native:
+    return Native(code, TAKES)
+
+
+def test_arrays_of_any_rank_and_type_go_in_and_out(function: Native) -> None:
+    x, out = np.arange(5, dtype=np.float32), np.zeros(4, np.uint16)
+    table = np.array([[0.0, 2.0], [0.0, 3.0]])
+    assert function(4, x, table, out) == 4 * 5
+    assert out.tolist() == [0, 3, 4, 9]
+
+
+def test_it_is_the_same_as_the_compiler_calls(function: Native) -> None:
+    x, table = np.arange(100, dtype=np.float32), np.random.default_rng(1).random((7, 2)) * 600
+    mine, theirs = np.zeros(100, np.uint16), np.zeros(100, np.uint16)
+    assert function(100, x, table, mine) == fused.helper(weighted)(100, x, table, theirs)
+    assert mine.tolist() == theirs.tolist()
+
+
+@pytest.mark.parametrize(
+    ("place", "wrong"),
+    [
+        (1, np.zeros(4)),
+        (1, np.zeros((4, 1), np.float32)),
+        (1, np.zeros(8, np.float32)[::2]),
+        (2, np.zeros((2, 4)).T),
+        (3, np.zeros(4, np.int16)),
+    ],
+    ids=["wide", "matrix", "strided", "transposed", "signed"],
+)
+def test_memory_that_would_be_misread_is_refused(function: Native, place: int, wrong: Any) -> None:
+    arguments: list[Any] = [0, np.zeros(4, np.float32), np.zeros((2, 2)), np.zeros(4, np.uint16)]
+    arguments[place] = wrong
+    with pytest.raises(TypeError, match="contiguous"):
+        function(*arguments)
+
+
+def test_a_missing_argument_is_an_error(function: Native) -> None:
+    with pytest.raises(ValueError, match="zip"):
+        function(1, np.zeros(4, np.float32))
+
+
+def test_an_object_can_be_loaded_any_number_of_times(code: Code) -> None:
+    x, table = np.ones(3, np.float32), np.ones((1, 2))
+    for _ in range(3):
+        out = np.zeros(3, np.uint16)
+        assert Native(code, TAKES)(3, x, table, out) == 9
+        assert out.tolist() == [1, 1, 1]
+
+
+def scratch(count: Any) -> Any:
+    held = np.empty(count, np.int64)
+    for i in range(count):
+        held[i] = i
+    return held.sum()
+
+
+def test_functions_may_allocate_scratch_memory() -> None:
+    function = Native(fused.object_code(scratch, (Argument(),)), (Argument(),))
+    found: list[int] = []
+    threads = [threading.Thread(target=lambda: found.append(function(1000))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [499_500] * 4
+
+
+def test_memory_that_is_not_there_is_an_error() -> None:
+    function = Native(fused.object_code(scratch, (Argument(),)), (Argument(),))
+    with pytest.raises(MemoryError):
+        function(1 << 60)
+
+
+def test_what_only_the_compiler_has_is_named() -> None:
+    assert undefined(["malloc", "NRT_MemInfo_alloc_aligned", "numba_gil_ensure"]) == ["numba_gil_ensure"]
