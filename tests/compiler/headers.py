@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from math import prod
 from typing import Any
 
@@ -33,9 +34,15 @@ def index(name: str, tensors: Tensors, config: Mapping[str, Any] | None = None) 
         value = tensors[key]
         shape, dtype = value if len(value) == 2 and isinstance(value[1], DType) else (value, DType.F32)
         size = prod(shape) * dtype.bits // 8
-        entries[key] = TensorEntry(TensorSpec(shape, dtype), "model.safetensors", begin, begin + size)
+        entries[key] = TensorEntry(_spec(shape, dtype), "model.safetensors", begin, begin + size)
         begin += size
     return CheckpointIndex(name, f"/{name}", entries, {}, CONFIG if config is None else config)
+
+
+@lru_cache(maxsize=1024)
+def _spec(shape: Shape, dtype: DType) -> TensorSpec:
+    """Equal specs are one object, as those of real headers are."""
+    return TensorSpec(shape, dtype)
 
 
 def llama(name: str, shape: Llama = LLAMA, **changes: Any) -> CheckpointIndex:

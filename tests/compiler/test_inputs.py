@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from mergegraph.compiler.inputs import Input, align_prefix, layer_counts
+from mergegraph.checkpoint.index import CheckpointIndex
+from mergegraph.compiler.inputs import Input, Logical, align_prefix, layer_counts
 from mergegraph.plan.values import ModelRef
 from tests.compiler.headers import LLAMA, TIED, Tensors, index, llama
 
@@ -197,3 +198,25 @@ def test_hostile_names_do_not_make_alignment_slow() -> None:
     """Quadratic time would be minutes here."""
     mine, other = ({f"{who}{i}.w": None for i in range(20_000)} for who in "ab")
     assert align_prefix(mine, other) == ("", "")
+
+
+# ---- what fine-tunes share -------------------------------------------------------------------------
+
+
+def test_inputs_of_one_header_share_its_logical_tensors_but_not_with_another_prefix() -> None:
+    """Each still has the layers that its own config states."""
+    tensors = index("m", {**layers("long", 9), **layers("short", 3)}, {}).tensors
+    known: dict[object, tuple[object, Logical]] = {}
+
+    def model(config: dict[str, Any], prefix: tuple[str, str] = ("", "")) -> Input:
+        of = CheckpointIndex("m", "/m", tensors, {}, config)
+        return Input(ModelRef("m"), "m", of, prefix, known=known)
+
+    deep, flat = model({"num_hidden_layers": 9}), model({"num_hidden_layers": 3})
+    assert deep.tensors is flat.tensors
+    assert (deep.layers, flat.layers) == (9, 3)
+    assert list(flat.outside) == [f"long.{i}.w" for i in range(9)]
+    assert list(deep.outside) == [f"short.{i}.w" for i in range(3)]
+    assert next(iter(model({}, ("", "body.")).tensors)) == "body.long.0.w"
+    counted = model({"ffn_config": {"moe_num_experts": 2}})
+    assert counted.tensors is not deep.tensors

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from mergegraph.checkpoint.layout import INDEX_FILE
 from mergegraph.errors import CheckpointError
+from mergegraph.storage.headers import Headers
 from mergegraph.storage.local import is_sidecar, open_checkpoint
 from mergegraph.tensorspec import DType, TensorSpec
 
@@ -68,6 +71,42 @@ def test_resharding_changes_the_identity_but_copying_does_not(make_model: MakeMo
     c = make_model("c", {"1.safetensors": ONE, "2.safetensors": OTHER})
     identity = {p.name: open_checkpoint(str(p), name="m").identity for p in (a, b, c)}
     assert identity["a"] == identity["b"] != identity["c"]
+
+
+def test_fine_tunes_share_what_their_headers_say(make_model: MakeModel) -> None:
+    shards = {"1.safetensors": ONE, "2.safetensors": OTHER}
+    roots = [make_model(name, shards, index=True) for name in "ab"]
+    known = Headers()
+    a, b = (open_checkpoint(str(root), name="m", known=known) for root in roots)
+    alone = open_checkpoint(str(roots[1]), name="m")
+    assert a.tensors is b.tensors
+    assert b.like is a
+    assert a.identity == b.identity == alone.identity
+    other = open_checkpoint(str(make_model("c", {"1.safetensors": ONE})), name="m", known=known)
+    assert other.like is None
+
+
+def test_an_index_that_was_read_before_is_held_against_other_shards_again(make_model: MakeModel) -> None:
+    whole = make_model("a", {"1.safetensors": ONE, "2.safetensors": OTHER}, index=True)
+    wrong = make_model("b", {"1.safetensors": ONE, "2.safetensors": {"x": ONE["w"]}})
+    shutil.copy(whole / INDEX_FILE, wrong / INDEX_FILE)
+    known = Headers()
+    open_checkpoint(str(whole), name="m", known=known)
+    with pytest.raises(CheckpointError, match="promises tensors"):
+        open_checkpoint(str(wrong), name="m", known=known)
+    (wrong / "2.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="is not there"):
+        open_checkpoint(str(wrong), name="m", known=known)
+
+
+def test_an_index_file_with_a_hole_is_refused_beside_equal_shards(make_model: MakeModel) -> None:
+    shards = {"1.safetensors": ONE, "2.safetensors": OTHER}
+    whole, wrong = (make_model(name, shards, index=True) for name in "ab")
+    (wrong / INDEX_FILE).write_text(json.dumps({"weight_map": {"w": "1.safetensors", "x": "2.safetensors"}}))
+    known = Headers()
+    open_checkpoint(str(whole), name="m", known=known)
+    with pytest.raises(CheckpointError, match="promises tensors"):
+        open_checkpoint(str(wrong), name="m", known=known)
 
 
 def test_an_index_beats_a_single_file(make_model: MakeModel) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from hashlib import blake2b
 from typing import Any, NamedTuple
@@ -66,6 +66,7 @@ class CheckpointIndex:
         config: parsed ``config.json``; empty when there is none.
         sidecars: names of the other files in the directory (tokenizer, licence, …), sorted.
         revision: the hub commit, if it came from the hub.
+        like: another checkpoint with equal headers, if one is known: the digest of those is taken once.
     """
 
     name: str
@@ -75,6 +76,7 @@ class CheckpointIndex:
     config: Mapping[str, Any]
     sidecars: tuple[str, ...] = ()
     revision: str | None = None
+    like: CheckpointIndex | None = field(default=None, repr=False, compare=False)
 
     @cached_property
     def identity(self) -> str:
@@ -82,6 +84,8 @@ class CheckpointIndex:
 
         It says nothing of tensor *contents*: two fine-tunes of one model share it.
         """
+        if self.like is not None:
+            return self.like.identity
         digest = blake2b(digest_size=16)
         for name, file in sorted(self.files.items()):
             digest.update(f"{name!r} {file.size} {file.header_digest}\n".encode())

@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from json.encoder import encode_basestring
 
 from mergegraph.checkpoint.index import HEADER_LIMIT, METADATA_KEY
 from mergegraph.errors import CheckpointError
@@ -116,28 +117,30 @@ def shard_name(index: int, count: int) -> str:
 def _shard(
     file: str, names: list[str], specs: Mapping[str, TensorSpec], sizes: Mapping[str, int]
 ) -> ShardLayout:
-    by_dtype: dict[DType, list[str]] = {}
+    by_spec: dict[int, list[str]] = {}
     for name in names:
-        by_dtype.setdefault(specs[name].dtype, []).append(name)
+        by_spec.setdefault(id(specs[name]), []).append(name)
+    by_dtype: dict[DType, list[str]] = {}
+    for alike in by_spec.values():
+        by_dtype.setdefault(specs[alike[0]].dtype, []).extend(alike)
     # The format's own order: widest dtype first keeps every tensor aligned, then by name.
     widest_first = sorted(by_dtype, key=lambda dtype: -dtype.rank)
     ordered = [name for dtype in widest_first for name in sorted(by_dtype[dtype])]
-    table: dict[str, object] = {METADATA_KEY: {"format": "pt"}}
+    # Put together by hand, as `json.dumps` would: it is asked about few specs, not about every tensor.
+    spelt = {key: _spelt(specs[alike[0]]) for key, alike in by_spec.items()}
+    lines = [f'"{METADATA_KEY}":{{"format":"pt"}}']
     starts: dict[str, int] = {}
     position = 0
     for name in ordered:
-        spec = specs[name]
         if name == METADATA_KEY:
             raise CheckpointError(f"a tensor cannot be called {METADATA_KEY}", path=file)
         end = position + sizes[name]
-        table[name] = {
-            "dtype": spec.dtype.name,
-            "shape": spec.shape,
-            "data_offsets": (position, end),
-        }
+        lines.append(
+            f'{encode_basestring(name)}:{{{spelt[id(specs[name])]},"data_offsets":[{position},{end}]}}'
+        )
         starts[name] = position
         position = end
-    text = json.dumps(table, ensure_ascii=False, separators=(",", ":")).encode()
+    text = f"{{{','.join(lines)}}}".encode()
     text += b" " * (-len(text) % _ALIGNMENT)
     if len(text) > HEADER_LIMIT:
         raise CheckpointError(
@@ -148,3 +151,8 @@ def _shard(
     header = len(text).to_bytes(8, "little") + text
     begin = len(header)
     return ShardLayout(file, header, {k: begin + v for k, v in starts.items()}, begin + position)
+
+
+def _spelt(spec: TensorSpec) -> str:
+    """What the header says of every tensor of `spec`."""
+    return f'"dtype":"{spec.dtype.name}","shape":{json.dumps(spec.shape, separators=(",", ":"))}'

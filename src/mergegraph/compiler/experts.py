@@ -69,13 +69,20 @@ def spelling_for(checkpoints: Sequence[tuple[Iterable[str], Mapping[str, Any]]])
 def _first_experts(names: Iterable[str]) -> list[str]:
     """Names below the layer of what is about experts, in the first few layers that have some."""
     layers: dict[str, list[str]] = {}
-    for name in names:
+    listed = list(names)
+    for name in listed if _about_experts(listed) else ():
         if any(sign in name for sign in _SIGNS):
             layer, suffix = layer_and_suffix(name)
             if layer not in layers and len(layers) == _LAYERS:
                 break
             layers.setdefault(layer, []).append(suffix)
     return [suffix for suffixes in layers.values() for suffix in suffixes]
+
+
+def _about_experts(names: Iterable[str]) -> bool:
+    """Whether any name may be about experts: all at once, as most checkpoints have none."""
+    text = "\n".join(names)
+    return any(sign in text for sign in _SIGNS)
 
 
 def _family_names(config: Mapping[str, Any]) -> ExpertNames | None:
@@ -107,14 +114,14 @@ def logical(
     """
     form = Form()
     places: dict[str, Place] = {}
-    if not any(sign in name for name in entries for sign in _SIGNS):
+    if not _about_experts(entries):
         return {name: Place(own, entry.spec) for name, (own, entry) in entries.items()}, form
     layers: dict[str, dict[str, tuple[str, TensorSpec]]] = {}
     for (own, entry), (layer, suffix) in zip(entries.values(), layers_and_suffixes(entries), strict=True):
         layers.setdefault(layer, {})[suffix] = (own, entry.spec)
     # Layers are much alike: what one is made of is found out once.
     known: dict[object, list[_Found]] = {}
-    experts = _stated_experts(config)
+    experts = stated_experts(config)
     for layer, tensors in layers.items():
         if not any(sign in suffix for suffix in tensors for sign in _SIGNS):
             places |= {layer + suffix: Place(own, spec) for suffix, (own, spec) in tensors.items()}
@@ -162,7 +169,7 @@ def _found(
         yield _Found(name, suffix, spec, None)
 
 
-def _stated_experts(config: Mapping[str, Any]) -> int | None:
+def stated_experts(config: Mapping[str, Any]) -> int | None:
     """The number of experts, where only the config tells."""
     inner = config.get("ffn_config")
     count = inner.get("moe_num_experts") if isinstance(inner, Mapping) else None

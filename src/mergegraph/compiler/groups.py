@@ -56,6 +56,43 @@ class Group(NamedTuple):
         return "\n".join(dict.fromkeys((self.name, *others)))
 
 
+class Layer(NamedTuple):
+    """What the output tensors of one layer have in common.
+
+    Attributes:
+        part: see `Group`, like `t` and `position`.
+        members: of each operand its model, its entry in the plan, and what its name begins with.
+    """
+
+    part: Slice
+    t: float
+    position: float
+    members: tuple[tuple[Input, Source, str], ...]
+
+
+class Row(NamedTuple):
+    """An output tensor and where its operands lie: a `Group` that has not been spelt out.
+
+    Attributes:
+        name: of the output.
+        suffix: its name below the layer; empty outside the decoder layers.
+        places: of each operand; None if the model lacks it.
+        layer: what it shares with the rest of its layer.
+    """
+
+    name: str
+    suffix: str
+    places: tuple[Place | None, ...]
+    layer: Layer
+
+    def group(self) -> Group:
+        """Spell it out."""
+        part, t, position, members = self.layer
+        found = zip(members, self.places, strict=True)
+        operands = tuple(Operand(m, s, start + self.suffix, place) for (m, s, start), place in found)
+        return Group(self.name, part, t, operands, position)
+
+
 def as_slices(plan: MergePlan) -> tuple[Slice, ...]:
     """The plan's slices; ``models:`` become one slice over all layers, an unlisted base comes last."""
     if plan.slices or not plan.models:
@@ -97,6 +134,11 @@ def comparable(slices: tuple[Slice, ...], inputs: Mapping[ModelRef, Input]) -> t
 
 def groups(slices: tuple[Slice, ...], inputs: Mapping[ModelRef, Input], donor: Input) -> Iterator[Group]:
     """Yield a group per output tensor: before the layers, the layers, after the layers."""
+    return (row.group() for row in rows(slices, inputs, donor))
+
+
+def rows(slices: tuple[Slice, ...], inputs: Mapping[ModelRef, Input], donor: Input) -> Iterator[Row]:
+    """Yield what `groups` does, not spelt out: most tensors are made as those of the layer before."""
     first, last = slices[0], slices[-1]
     before = _outside(first, inputs)
     after = (before if first is last else _outside(last, inputs)) | _heads(inputs)
@@ -125,15 +167,15 @@ def _heads(inputs: Mapping[ModelRef, Input]) -> dict[str, None]:
     return {name: None for model in inputs.values() for name in model.outside if is_head(name)}
 
 
-def _flat(name: str, part: Slice, inputs: Mapping[ModelRef, Input], position: float) -> Group:
+def _flat(name: str, part: Slice, inputs: Mapping[ModelRef, Input], position: float) -> Row:
     """A tensor outside the decoder layers. In another stack (vision, encoder) its place is that in it."""
     t = 0.0
     for stack in inputs[part.sources[0].model].stacks:
         place = split_layer(name, stack.prefix)
         if place is not None:
             t = position = _position(place[0], stack.count)
-    operands = tuple(_operand(inputs[s.model], s, name) for s in part.sources)
-    return Group(name, part, t, operands, position)
+    members = tuple((inputs[s.model], s, name) for s in part.sources)
+    return Row(name, "", tuple(m.find(name) for m, _, _ in members), Layer(part, t, position, members))
 
 
 def _layer(
@@ -142,26 +184,22 @@ def _layer(
     prefix: str,
     overall: tuple[int, int],
     within: tuple[int, int],
-) -> Iterator[Group]:
+) -> Iterator[Row]:
     """The tensors of one layer: its number and the count of layers, in the output and in its slice."""
     k, length = within
-    members = [(s, inputs[s.model], layer_range(s, inputs[s.model])[0] + k) for s in part.sources]
     suffixes: dict[str, None] = {}
-    for _, model, layer in members:
-        suffixes |= model.by_layer[layer]
-    starts = [
-        (s, model, with_layer(model.stack.prefix if model.stack else prefix, layer, ""))
-        for s, model, layer in members
-    ]
-    own, t, position = with_layer(prefix, overall[0], ""), _position(k, length), _position(*overall)
+    members = []
+    for source in part.sources:
+        model = inputs[source.model]
+        number = layer_range(source, model)[0] + k
+        suffixes |= model.by_layer[number]
+        members.append((model, source, with_layer(model.stack.prefix if model.stack else prefix, number, "")))
+    layer = Layer(part, _position(k, length), _position(*overall), tuple(members))
+    own = with_layer(prefix, overall[0], "")
+    finding = [(model.find, start) for model, _, start in members]
     for suffix in suffixes:
-        operands = tuple([_operand(model, s, start + suffix) for s, model, start in starts])
-        yield Group(own + suffix, part, t, operands, position)
+        yield Row(own + suffix, suffix, tuple([find(start + suffix) for find, start in finding]), layer)
 
 
 def _position(k: int, length: int) -> float:
     return k / (length - 1) if length > 1 else 1.0
-
-
-def _operand(model: Input, source: Source, name: str) -> Operand:
-    return Operand(model, source, name, model.find(name))

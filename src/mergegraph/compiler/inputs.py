@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -13,7 +13,7 @@ from mergegraph.architectures.experts import Form, Spelling
 from mergegraph.architectures.roles import is_before_layers, is_head, is_output_side, is_token_embedding
 from mergegraph.checkpoint.index import CheckpointIndex
 from mergegraph.checkpoint.names import LayerStack, layer_and_suffix, layer_stacks, layers_and_suffixes
-from mergegraph.compiler.experts import Place, logical
+from mergegraph.compiler.experts import Place, logical, stated_experts
 from mergegraph.compiler.selection import selected
 from mergegraph.plan.values import ModelRef
 
@@ -27,6 +27,40 @@ LAYER_KEYS = (
 )
 NESTED = ("text_config", "llm_config", "language_config")
 """Where models that wrap a language model keep its config."""
+
+
+class Logical:
+    """The logical tensors of a checkpoint, and how their names split into layers."""
+
+    def __init__(self, tensors: Mapping[str, Place], form: Form) -> None:
+        self.tensors = tensors
+        self.form = form
+        self._splits: dict[LayerStack | None, tuple[tuple[dict[str, None], ...], dict[str, None]]] = {}
+
+    @cached_property
+    def stacks(self) -> tuple[LayerStack, ...]:
+        """Layer stacks, in order of appearance."""
+        return layer_stacks(self.tensors)
+
+    def split(self, stack: LayerStack | None) -> tuple[tuple[dict[str, None], ...], dict[str, None]]:
+        """The suffixes of each layer of `stack`, and the names of the tensors in no layer of it."""
+        found = self._splits.get(stack)
+        if found is not None:
+            return found
+        layers: tuple[dict[str, None], ...] = tuple({} for _ in range(stack.count if stack else 0))
+        outside: dict[str, None] = {}
+        last, here = "", None
+        for name, (layer, suffix) in zip(self.tensors, layers_and_suffixes(self.tensors), strict=True):
+            if layer is not last:
+                prefix, _, number = layer[:-1].rpartition(".")
+                decodes = stack is not None and bool(layer) and prefix == stack.prefix
+                last, here = layer, layers[int(number)] if decodes else None
+            if here is None:
+                outside[name] = None
+            else:
+                here[suffix] = None
+        self._splits[stack] = layers, outside
+        return layers, outside
 
 
 @dataclass(frozen=True)
@@ -43,6 +77,7 @@ class Input:
         chat_template: digest of its chat template; None as for `tokenizer`.
         spelling: what experts are called in this plan; None if no model has experts that may be stacked.
         picks: by layer, the number that each expert has in the checkpoint, if they are put in another order.
+        known: what was made of the tensors of a plan's checkpoints so far: fine-tunes of one model share it.
     """
 
     ref: ModelRef
@@ -53,6 +88,7 @@ class Input:
     chat_template: str | None = None
     spelling: Spelling | None = None
     picks: Mapping[str, tuple[int, ...]] | None = None
+    known: dict[object, tuple[object, Logical]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def name(self) -> str:
@@ -60,7 +96,17 @@ class Input:
         return str(self.ref)
 
     @cached_property
-    def _logical(self) -> tuple[Mapping[str, Place], Form]:
+    def _logical(self) -> Logical:
+        if self.picks is not None:
+            return self._made()
+        # Identities are of use while their objects live, so those are kept beside what was made of them.
+        origin = (self.index.tensors, self.spelling)
+        key = (*map(id, origin), self.prefix, stated_experts(self.index.config))
+        if key not in self.known:
+            self.known[key] = (origin, self._made())
+        return self.known[key][1]
+
+    def _made(self) -> Logical:
         entries = self.index.tensors
         spelled = (
             _respelled(entries, self.prefix) if self.prefix[0] != self.prefix[1] else dict.fromkeys(entries)
@@ -70,22 +116,22 @@ class Input:
         family = moe_family(self.index.config.get("model_type"))
         if self.picks is not None and family is not None:
             places = selected(places, self.picks, family.names)
-        return places, form
+        return Logical(places, form)
 
     @cached_property
     def tensors(self) -> Mapping[str, Place]:
         """Where each logical tensor lies, by its name in the donor's spelling, in natural order."""
-        return self._logical[0]
+        return self._logical.tensors
 
     @cached_property
     def form(self) -> Form:
         """How experts are stored."""
-        return self._logical[1]
+        return self._logical.form
 
-    @cached_property
+    @property
     def stacks(self) -> tuple[LayerStack, ...]:
         """Layer stacks, in the donor's spelling."""
-        return layer_stacks(self.tensors)
+        return self._logical.stacks
 
     @cached_property
     def stack(self) -> LayerStack | None:
@@ -122,19 +168,7 @@ class Input:
 
     @cached_property
     def _split(self) -> tuple[tuple[dict[str, None], ...], dict[str, None]]:
-        layers: tuple[dict[str, None], ...] = tuple({} for _ in range(self.layers))
-        outside: dict[str, None] = {}
-        last, here = "", None
-        for name, (layer, suffix) in zip(self.tensors, layers_and_suffixes(self.tensors), strict=True):
-            if layer is not last:
-                prefix, _, number = layer[:-1].rpartition(".")
-                decodes = self.stack is not None and bool(layer) and prefix == self.stack.prefix
-                last, here = layer, layers[int(number)] if decodes else None
-            if here is None:
-                outside[name] = None
-            else:
-                here[suffix] = None
-        return layers, outside
+        return self._logical.split(self.stack)
 
     @property
     def by_layer(self) -> tuple[dict[str, None], ...]:

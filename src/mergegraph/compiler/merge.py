@@ -13,23 +13,23 @@ from mergegraph.architectures.roles import is_balance, is_derived
 from mergegraph.compiler.checks import Sound, check_plan
 from mergegraph.compiler.config import output_config
 from mergegraph.compiler.conflicts import Conflicts, spec_of
+from mergegraph.compiler.decisions import Decision, decided, expression_of, likeness
 from mergegraph.compiler.experts import output_form, stored_outputs
-from mergegraph.compiler.groups import Group, Operand, as_slices, comparable, groups
+from mergegraph.compiler.groups import Group, Operand, Row, as_slices, comparable, groups, rows
 from mergegraph.compiler.inputs import Input
 from mergegraph.compiler.notes import FilterUse, notes
 from mergegraph.compiler.report import Assignment, CompileReport, Dropped, Partial, config_differences, unused
 from mergegraph.compiler.resolver import Resolved, Resolver, Setting, UnresolvedError
-from mergegraph.compiler.seeds import stream_labels, stream_of
+from mergegraph.compiler.seeds import stream_labels
 from mergegraph.errors import GraphError, Problem
-from mergegraph.graph.graph import Graph, Output, Piece, SourceTensor
+from mergegraph.graph.graph import Graph, Output, SourceTensor
 from mergegraph.graph.node import Node
-from mergegraph.graph.simplify import simplify
 from mergegraph.methods.base import MergeMethod, Values
-from mergegraph.ops import IDENTICAL, cast, load, stream
+from mergegraph.ops import IDENTICAL, load
 from mergegraph.plan.merge import MergePlan
 from mergegraph.plan.source import Problems
 from mergegraph.plan.values import ExpertLayout, ModelRef
-from mergegraph.tensorspec import DType, Space, TensorSpec, promote
+from mergegraph.tensorspec import DType, promote
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,6 @@ class Compiled:
 
 
 _NONE: Resolved = (Values({}), ())
-Streams = tuple[tuple[float, float], ...]
-"""For each slot of an expression, its random stream."""
 
 
 def donor_of(plan: MergePlan, inputs: Mapping[ModelRef, Input]) -> Input:
@@ -149,13 +147,14 @@ class _Compiler:
         self._use = FilterUse(plan, method, self.slices)
         self._templates: dict[object, Node] = {}
         self._assigned: dict[object, tuple[Values, tuple[tuple[str, Values], ...], list[str]]] = {}
+        self._decisions: dict[object, Decision] = {}
 
     def graph(self) -> Graph:
         outputs: dict[str, Output] = {}
-        for group in groups(self.slices, self.inputs, self.donor):
-            output = self._output(group)
+        for row in rows(self.slices, self.inputs, self.donor):
+            output = self._output(row)
             if output is not None:
-                outputs[group.name] = output
+                outputs[row.name] = output
         inputs = [self.donor, *self.inputs.values()]
         self.conflicts.agree_on_stacks((self.inputs[s.model], s.origin) for s in self.plan.sources())
         form = output_form([m.form for m in inputs], self.layout, self.donor.spelling)
@@ -188,26 +187,34 @@ class _Compiler:
 
     # ---- one output -----------------------------------------------------------------------------
 
-    def _output(self, group: Group) -> Output | None:
+    def _output(self, row: Row) -> Output | None:
+        key = likeness(row)
+        decision = self._decisions.get(key)
+        if decision is None:
+            decision = self._decision(row.group())
+            if decision is None:
+                return None
+            if decision.recurs and row.suffix:
+                self._decisions[key] = decision
+        if decision.missing:
+            self.partial.append(Partial(row.name, decision.missing))
+        if decision.tensors is not None:
+            decision.tensors.append(row.name)
+        return decision.bound(row, self.seed)
+
+    def _decision(self, group: Group) -> Decision | None:
         present = [o for o in group.operands if o.place is not None]
         if not present:
             return None
         first = spec_of(present[0])
         if is_derived(group.name, len(first.shape)):
-            return self._noted(group, self._derived(group, present))
+            return self._derived(group, present)
         if not self.conflicts.agree(group, present):
             return None
         if not first.dtype.arithmetic:
-            return self._noted(group, self._checked(present))
+            return self._checked(group, present)
         chosen = self._arrange(group, present)
-        return None if chosen is None else self._noted(group, self._merged(group, *chosen))
-
-    def _noted(self, group: Group, output: Output | None) -> Output | None:
-        """The output, and a note of the models that take no part in it."""
-        missing = tuple(o.input.name for o in group.operands if o.place is None)
-        if output is not None and missing:
-            self.partial.append(Partial(group.name, missing))
-        return output
+        return None if chosen is None else self._merged(group, *chosen)
 
     def _arrange(self, group: Group, present: list[Operand]) -> tuple[Operand | None, list[Operand]] | None:
         """Split operands into base and models; None if the tensor is left out (noted or a problem).
@@ -252,7 +259,7 @@ class _Compiler:
                 self.conflicts.add((have, lack), Problem(text, where, group.name, None, hint))
                 return None
 
-    def _merged(self, group: Group, base: Operand | None, models: list[Operand]) -> Output | None:
+    def _merged(self, group: Group, base: Operand | None, models: list[Operand]) -> Decision | None:
         if not self.resolving:
             return None
         taken = {id(base), *map(id, models)}
@@ -267,46 +274,31 @@ class _Compiler:
             # By identity: the resolver keeps its answers, and equal specs that are two only cost a template.
             key = (tuple(map(id, specs)), roles, id(resolved), out)
             if key not in self._templates:
-                self._templates[key] = self._template(specs, roles, shared, each, out)
+                self._templates[key] = expression_of(
+                    self.method, specs, roles, resolved, out, wide=self.plan.dtype is DType.F64
+                )
         except (ValueError, GraphError) as error:
             self._unbuilt(group, models, error)
             return None
-        if models:
-            self._use.note(group, models)
-            who = (id(resolved), *(id(o.input) for o in models))
-            if who not in self._assigned:
-                named = tuple((o.input.name, p) for o, p in zip(models, each, strict=True))
-                self._assigned[who] = (shared, named, [])
-            self._assigned[who][2].append(group.name)
-        return _bound(self._templates[key], operands, self._streams(group, operands))
+        random = self.method.random
+        if not models:
+            return decided(group, self._templates[key], operands, self.labels, random=random)
+        self._use.note(group, models)
+        who = (id(resolved), *(id(o.input) for o in models))
+        if who not in self._assigned:
+            named = tuple((o.input.name, p) for o, p in zip(models, each, strict=True))
+            self._assigned[who] = (shared, named, [])
+        return decided(
+            group,
+            self._templates[key],
+            operands,
+            self.labels,
+            tensors=self._assigned[who][2],
+            random=random,
+            recurs=not self._use.watches and self.resolver.same_in_all_layers(group, models),
+        )
 
-    def _streams(self, group: Group, operands: list[Operand]) -> Streams:
-        if not self.method.random:
-            return ()
-        return tuple(stream_of(self.seed, group.name, self.labels[o.input.name]) for o in operands)
-
-    def _template(
-        self,
-        specs: list[TensorSpec],
-        roles: tuple[str, ...],
-        shared: Values,
-        each: tuple[Values, ...],
-        out: DType,
-    ) -> Node:
-        """The expression over slots; outputs with equal specs and parameters share it."""
-        loads = [self._widened(load(i, spec)) for i, spec in enumerate(specs)]
-        base = next((x for x, role in zip(loads, roles, strict=True) if role == "base"), None)
-        models = tuple(x for x, role in zip(loads, roles, strict=True) if role == "model")
-        if self.method.random and models:
-            slots = [i for i, role in enumerate(roles) if role == "model"]
-            each = tuple(v.including("stream", stream(i)) for v, i in zip(each, slots, strict=True))
-        result = self.method.build(base, models, shared, each) if models else base
-        return simplify(cast(result, dtype=out.name))
-
-    def _widened(self, x: Node) -> Node:
-        return cast(x, dtype="F64") if self.plan.dtype is DType.F64 else x
-
-    def _derived(self, group: Group, present: list[Operand]) -> Output | None:
+    def _derived(self, group: Group, present: list[Operand]) -> Decision | None:
         """A buffer that loaders recompute, unchanged: the donor's, and nobody's if the donor has none.
 
         Layers that the donor has no part in keep the first model's.
@@ -315,12 +307,13 @@ class _Compiler:
         own = next((o for o in present if not taking_part or o.input is self.donor), None)
         left = [o for o in present if o is not own]
         self.dropped += [Dropped(o.input.name, _source(o).label, "derived buffer") for o in left]
-        return None if own is None else _bound(load(0, spec_of(own)), [own])
+        return None if own is None else decided(group, load(0, spec_of(own)), [own], self.labels)
 
-    def _checked(self, present: list[Operand]) -> Output:
+    def _checked(self, group: Group, present: list[Operand]) -> Decision:
         """No arithmetic on integers and packed floats: equal in all inputs, or an error in the run."""
         loads = [load(i, spec_of(o)) for i, o in enumerate(present)]
-        return _bound(loads[0] if len(loads) == 1 else IDENTICAL(*loads), present)
+        expression = loads[0] if len(loads) == 1 else IDENTICAL(*loads)
+        return decided(group, expression, present, self.labels, recurs=True)
 
     def _unbuilt(self, group: Group, models: list[Operand], error: ValueError | GraphError) -> None:
         """Note why an output cannot be computed, at the plan line that decides it."""
@@ -333,14 +326,6 @@ class _Compiler:
             settings.sort(key=lambda s: s.model is None)  # those of single models first
             where = next((s.origin for s in settings if s.origin is not None), self.plan.method_origin)
         self.conflicts.add((str(error), str(where)), Problem(text, str(where), group.name, model, hint))
-
-
-def _bound(expression: Node, operands: list[Operand], streams: Streams = ()) -> Output:
-    sources = tuple([_source(o) for o in operands])
-    spec = expression.spec  # one object for all outputs of an expression
-    if spec.space is not Space.WEIGHT:
-        spec = TensorSpec(spec.shape, spec.dtype)
-    return Output(spec, (Piece(expression, sources, streams),))
 
 
 def _source(operand: Operand) -> SourceTensor:

@@ -33,9 +33,14 @@ class FilterUse:
         self._levels = [level for level in levels if any(_filters(s) for s in level[0].values())]
         self._names: dict[int, Names] = {}
 
+    @property
+    def watches(self) -> bool:
+        """Whether the plan has any filters, so that every name counts."""
+        return bool(self._levels)
+
     def note(self, group: Group, models: Sequence[Operand]) -> None:
         """Take note that the parameters of a tensor were resolved."""
-        if self._levels:
+        if self.watches:
             self._names.setdefault(id(group.part), {})[group.filter_name] = None
             for o in models:
                 self._names.setdefault(id(o.source), {})[o.filter_name] = None

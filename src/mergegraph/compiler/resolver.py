@@ -56,11 +56,7 @@ class Resolver:
             UnresolvedError: a required parameter has no value for this tensor.
         """
         # Of a tensor's name only matters which filters it meets, so most tensors of a layer share one answer.
-        who = (id(group.part), *(id(o.source) for o in models))
-        met = self._met.get(who)
-        if met is None:
-            met = self._met[who] = self._conditions_of(group, models)
-        filters, gradual = met
+        who, filters, gradual = self._conditions_met(group, models)
         where = (group.t if gradual else None, group.position if self._method.positional else None)
         key: object = (who, where)
         if filters:
@@ -77,12 +73,27 @@ class Resolver:
             found = self._cache[key] = self._answers.setdefault(made, made)
         return found
 
+    def same_in_all_layers(self, group: Group, models: Sequence[Operand]) -> bool:
+        """Whether the values are the same for every layer of the slice that has these models."""
+        _, filters, gradual = self._conditions_met(group, models)
+        return not filters and not gradual and not self._method.positional
+
     def settings(self, group: Group, models: Sequence[Operand]) -> list[Setting]:
         """Return every parameter of a tensor with its origin, for showing."""
         found = [Setting(p.name, None, *self._shared(p, group)) for p in self._method.shared]
         for o in models:
             found += [Setting(p.name, o.input.name, *self._each(p, group, o)) for p in self._method.each]
         return found
+
+    def _conditions_met(
+        self, group: Group, models: Sequence[Operand]
+    ) -> tuple[tuple[int, ...], tuple[str, ...], bool]:
+        """The slice and models, by identity, and `_conditions_of` them."""
+        who = (id(group.part), *(id(o.source) for o in models))
+        met = self._met.get(who)
+        if met is None:
+            met = self._met[who] = self._conditions_of(group, models)
+        return who, *met
 
     def _conditions_of(self, group: Group, models: Sequence[Operand]) -> tuple[tuple[str, ...], bool]:
         """The filters that values may depend on, and whether they may depend on the layer's position."""

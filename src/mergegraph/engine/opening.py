@@ -13,7 +13,7 @@ from pathlib import Path
 from mergegraph.checkpoint.index import CheckpointIndex
 from mergegraph.compiler.checks import line_of
 from mergegraph.compiler.experts import spelling_for
-from mergegraph.compiler.inputs import Input, align_prefix
+from mergegraph.compiler.inputs import Input, Logical, align_prefix
 from mergegraph.compiler.tokenizers import asks_for_tokenizers
 from mergegraph.errors import CheckpointError
 from mergegraph.plan.kinds import AnyPlan
@@ -62,8 +62,9 @@ def inputs_of(refs: Iterable[ModelRef], donor: ModelRef | None, opened: Opened) 
     if first is None:
         return {}
     spelling = spelling_for([(index.tensors, index.config) for index in (first, *found.values())])
+    known: dict[object, tuple[object, Logical]] = {}
     inputs = {
-        ref: Input(_as_opened(ref), opened.keys[ref], index, spelling=spelling)
+        ref: Input(_as_opened(ref), opened.keys[ref], index, spelling=spelling, known=known)
         for ref, index in found.items()
     }
     # Prefixes are told by logical names: layouts differ in more than those.

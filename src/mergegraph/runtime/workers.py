@@ -44,8 +44,10 @@ Work = Job | Batch
 Outcome = JobResult | Batch | Failure
 
 
-SAMPLED = 8192
-"""Elements of one piece of a sample: fewer would cost more calls, more would be less spread."""
+SAMPLED = (2048, 32768)
+"""Elements of one piece of a sample, of small and of large tensors: fewer would cost more calls."""
+PIECES = 16
+"""So many pieces have to be spread over a tensor, if they are not too small for that."""
 
 
 _CHECKSUM = """\
@@ -246,7 +248,9 @@ def tiles(job: Job) -> Iterator[tuple[int, int]]:
     A sample is taken in pieces that are spread over the tensor.
     """
     if job.phase.sample > 1:
-        piece = -(-SAMPLED // job.phase.unit) * job.phase.unit
+        least, most = SAMPLED
+        wanted = min(most, max(least, job.program.whole // (job.phase.sample * PIECES)))
+        piece = -(-wanted // job.phase.unit) * job.phase.unit
         for begin in range(job.begin, job.end, piece * job.phase.sample):
             yield begin, min(piece, job.end - begin)
         return

@@ -9,7 +9,14 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 
-from mergegraph.checkpoint.index import FileEntry, TensorEntry, header_length, parse_header, shorten
+from mergegraph.checkpoint.index import (
+    CheckpointIndex,
+    FileEntry,
+    TensorEntry,
+    header_length,
+    parse_header,
+    shorten,
+)
 from mergegraph.checkpoint.names import natural_key
 from mergegraph.errors import CheckpointError
 
@@ -40,10 +47,16 @@ class Headers:
     Attributes:
         shards: by file name, size and header digest.
         checkpoints: all tensors, in natural order, by those of all files.
+        weight_maps: which shard holds which tensor, by the digest of the index file.
+        listed: pairs of `checkpoints` and `weight_maps` that were found to agree, by their identities.
+        indexes: the first that was opened of each of `checkpoints`, by their identities.
     """
 
     shards: dict[_Key, Entries] = field(default_factory=dict)
     checkpoints: dict[tuple[_Key, ...], Entries] = field(default_factory=dict)
+    weight_maps: dict[str, Mapping[str, str]] = field(default_factory=dict)
+    listed: dict[tuple[int, int], tuple[Entries, Mapping[str, str]]] = field(default_factory=dict)
+    indexes: dict[int, CheckpointIndex] = field(default_factory=dict)
 
 
 def read_shard(root: Path, file: str, known: Headers) -> Shard:
@@ -96,7 +109,10 @@ def gathered(root: Path, shards: Sequence[Shard], weight_map: WeightMap | None, 
         joined = _joined(root, shards)
         tensors = known.checkpoints[key] = {name: joined[name] for name in sorted(joined, key=natural_key)}
     if weight_map is not None:
-        _check_listed(tensors, weight_map)
+        pair = (id(tensors), id(weight_map.files))
+        if pair not in known.listed:
+            _check_listed(tensors, weight_map)
+            known.listed[pair] = (tensors, weight_map.files)
     return tensors
 
 

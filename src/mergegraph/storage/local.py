@@ -15,7 +15,7 @@ from mergegraph.checkpoint.index import CheckpointIndex, shorten, unique_keys
 from mergegraph.checkpoint.layout import INDEX_FILE
 from mergegraph.checkpoint.names import natural_key
 from mergegraph.errors import CheckpointError, did_you_mean
-from mergegraph.storage.headers import Headers, WeightMap, gathered, read_shard, some_of
+from mergegraph.storage.headers import Headers, WeightMap, gathered, header_digest, read_shard, some_of
 
 _JSON_LIMIT = 100_000_000
 _SAMPLE = 4096
@@ -66,24 +66,28 @@ def open_checkpoint(ref_path: str, *, name: str, known: Headers | None = None) -
 
 def _open(path: Path, name: str, known: Headers) -> CheckpointIndex:
     if path.is_dir():
-        root, files, weight_map = _choose(path)
+        root, files, weight_map = _choose(path, known)
         whole = True
     elif path.is_file():
         root = path.parent
-        files, weight_map = _single(path)
+        files, weight_map = _single(path, known)
         # A lone file in a folder of downloads owns nothing around it; in a model folder it does.
         whole = (root / "config.json").is_file()
     else:
         raise _missing(path)
     shards = [read_shard(root, file, known) for file in files]
-    return CheckpointIndex(
+    tensors = gathered(root, shards, weight_map, known)
+    index = CheckpointIndex(
         name=name,
         root=str(root),
-        tensors=gathered(root, shards, weight_map, known),
+        tensors=tensors,
         files={shard.entry.name: shard.entry for shard in shards},
         config=_read_config(root / "config.json") if whole else {},
         sidecars=_sidecars(root) if whole else (),
+        like=known.indexes.get(id(tensors)),
     )
+    known.indexes.setdefault(id(tensors), index)
+    return index
 
 
 def sample_digest(index: CheckpointIndex) -> str:
@@ -126,9 +130,9 @@ def _missing(path: Path) -> CheckpointError:
     )
 
 
-def _single(path: Path) -> tuple[list[str], WeightMap | None]:
+def _single(path: Path, known: Headers) -> tuple[list[str], WeightMap | None]:
     if path.name.endswith(_INDEX_SUFFIX):
-        weight_map = _read_weight_map(path)
+        weight_map = _read_weight_map(path, known)
         return _files_of(weight_map), weight_map
     if path.suffix == _SUFFIX:
         return [path.name], None
@@ -137,7 +141,7 @@ def _single(path: Path) -> tuple[list[str], WeightMap | None]:
     )
 
 
-def _choose(root: Path) -> tuple[Path, list[str], WeightMap | None]:
+def _choose(root: Path, known: Headers | None = None) -> tuple[Path, list[str], WeightMap | None]:
     """Decide which files of a directory are the checkpoint."""
     names = sorted(os.listdir(root))
     indexes = [name for name in names if name.endswith(_INDEX_SUFFIX)]
@@ -152,7 +156,7 @@ def _choose(root: Path) -> tuple[Path, list[str], WeightMap | None]:
             hint="give the path of the index to use",
         )
     if indexes:
-        weight_map = _read_weight_map(root / indexes[0])
+        weight_map = _read_weight_map(root / indexes[0], Headers() if known is None else known)
         return root, _files_of(weight_map), weight_map
     files = [name for name in names if name.endswith(_SUFFIX) and not name.startswith(".")]
     files = [name for name in files if name != _ADAPTER_FILE] or files
@@ -189,17 +193,12 @@ def _check_numbering(root: Path, files: Sequence[str]) -> None:
             )
 
 
-def _read_weight_map(path: Path) -> WeightMap:
-    try:
-        table = json.loads(_read_text(path), object_pairs_hook=unique_keys)
-        files = table["weight_map"]
-        if not isinstance(files, dict) or not all(isinstance(v, str) for v in files.values()):
-            raise ValueError("weight_map is not a map of tensor names to files")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        reason = "there is no weight_map" if isinstance(error, KeyError | TypeError) else str(error)[:200]
-        raise CheckpointError(
-            f"is not a checkpoint index: {reason}", path=str(path), hint="fetch or export it again"
-        ) from None
+def _read_weight_map(path: Path, known: Headers) -> WeightMap:
+    raw = _read_small(path)
+    key = header_digest(raw)  # fine-tunes of one model have equal index files as well
+    files = known.weight_maps.get(key)
+    if files is None:
+        files = known.weight_maps[key] = _weight_map(raw, path)
     for name in dict.fromkeys(files.values()):
         parts = PurePosixPath(name).parts
         if not parts or name.startswith("/") or ".." in parts or "\\" in name or "\0" in name:
@@ -221,6 +220,20 @@ def _read_weight_map(path: Path) -> WeightMap:
     return WeightMap(path, files)
 
 
+def _weight_map(raw: bytes, path: Path) -> dict[str, str]:
+    try:
+        table = json.loads(raw.decode("utf-8"), object_pairs_hook=unique_keys)
+        files = table["weight_map"]
+        if not isinstance(files, dict) or not all(isinstance(v, str) for v in files.values()):
+            raise ValueError("weight_map is not a map of tensor names to files")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        reason = "there is no weight_map" if isinstance(error, KeyError | TypeError) else str(error)[:200]
+        raise CheckpointError(
+            f"is not a checkpoint index: {reason}", path=str(path), hint="fetch or export it again"
+        ) from None
+    return files
+
+
 def _files_of(weight_map: WeightMap) -> list[str]:
     return sorted(dict.fromkeys(weight_map.files.values()), key=natural_key)
 
@@ -229,7 +242,7 @@ def _read_config(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         return {}
     try:
-        config = json.loads(_read_text(path))
+        config = json.loads(_read_small(path).decode("utf-8"))
         if not isinstance(config, dict):
             raise ValueError("not a JSON object")
     except (ValueError, RecursionError) as error:
@@ -244,10 +257,10 @@ def _sidecars(root: Path) -> tuple[str, ...]:
         return tuple(sorted(e.name for e in entries if is_sidecar(e.name) and e.is_file()))
 
 
-def _read_text(path: Path) -> str:
-    """Read a small UTF-8 file; undecodable text is a `ValueError` like any other bad content."""
+def _read_small(path: Path) -> bytes:
+    """Read a file that is small if it is what its name says."""
     if path.stat().st_size > _JSON_LIMIT:
         raise CheckpointError(
             f"is larger than {_JSON_LIMIT:,} bytes", path=str(path), hint="it cannot be what its name says"
         )
-    return path.read_bytes().decode("utf-8")
+    return path.read_bytes()
