@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 from typing import Any
 
@@ -12,7 +13,7 @@ from mergegraph.kernels import fused
 from mergegraph.kernels.native import Argument, Code, Native, undefined
 
 
-def weighted(count: Any, x: Any, table: Any, out: Any) -> Any:
+def run(count: Any, x: Any, table: Any, out: Any) -> Any:
     total = 0
     for i in range(count):
         out[i] = x[i] * table[i % table.shape[0], 1]
@@ -25,7 +26,7 @@ TAKES = (Argument(), Argument("float32", 1), Argument("float64", 2), Argument("u
 
 @pytest.fixture(scope="module")
 def code() -> Code:
-    return fused.object_code(weighted, TAKES)
+    return fused.object_code(inspect.getsource(run), TAKES)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def test_arrays_of_any_rank_and_type_go_in_and_out(function: Native) -> None:
 def test_it_is_the_same_as_the_compiler_calls(function: Native) -> None:
     x, table = np.arange(100, dtype=np.float32), np.random.default_rng(1).random((7, 2)) * 600
     mine, theirs = np.zeros(100, np.uint16), np.zeros(100, np.uint16)
-    assert function(100, x, table, mine) == fused.helper(weighted)(100, x, table, theirs)
+    assert function(100, x, table, mine) == fused.helper(run)(100, x, table, theirs)
     assert mine.tolist() == theirs.tolist()
 
 
@@ -78,15 +79,18 @@ def test_an_object_can_be_loaded_any_number_of_times(code: Code) -> None:
         assert out.tolist() == [1, 1, 1]
 
 
-def scratch(count: Any) -> Any:
+SCRATCH = """
+import numpy as np
+def run(count):
     held = np.empty(count, np.int64)
     for i in range(count):
         held[i] = i
     return held.sum()
+"""
 
 
 def test_functions_may_allocate_scratch_memory() -> None:
-    function = Native(fused.object_code(scratch, (Argument(),)), (Argument(),))
+    function = Native(fused.object_code(SCRATCH, (Argument(),)), (Argument(),))
     found: list[int] = []
     threads = [threading.Thread(target=lambda: found.append(function(1000))) for _ in range(4)]
     for thread in threads:
@@ -97,7 +101,7 @@ def test_functions_may_allocate_scratch_memory() -> None:
 
 
 def test_memory_that_is_not_there_is_an_error() -> None:
-    function = Native(fused.object_code(scratch, (Argument(),)), (Argument(),))
+    function = Native(fused.object_code(SCRATCH, (Argument(),)), (Argument(),))
     with pytest.raises(MemoryError):
         function(1 << 60)
 

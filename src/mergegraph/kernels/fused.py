@@ -6,6 +6,7 @@ on every machine and equal to those of the torch kernels.
 
 from __future__ import annotations
 
+import ast
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -37,23 +38,32 @@ def helper(function: Callable[..., Any]) -> Callable[..., Any]:
     return compiled
 
 
-def object_code(function: Any, arguments: Sequence[Argument]) -> Code:
-    """Compile a function of integers and contiguous arrays that returns an integer, for `Native` to load.
+def object_code(source: str, arguments: Sequence[Argument]) -> Code:
+    """Compile the function ``run`` of a module's text, of integers and contiguous arrays, for `Native`.
 
-    Its entry takes plain numbers, so that no compiler is needed to call it: an integer, or the address of an
-    array and its shape.
+    What is compiled takes plain numbers, so that no compiler is needed to call it: an integer, or the address
+    of an array and its shape.
     """
-    names, values, kinds = [], [], []
-    for i, argument in enumerate(arguments):
-        sizes = [f"a{i}_{d}" for d in range(argument.dims or 0)]
-        names += [f"a{i}", *sizes]
-        values.append(f"a{i}" if argument.dims is None else f"numba.carray(a{i}, ({', '.join(sizes)},))")
+    module = ast.parse(source)
+    run = next(x for x in module.body if isinstance(x, ast.FunctionDef) and x.name == "run")
+    names: list[str] = []
+    kinds: list[Any] = []
+    arrays: list[str] = []
+    for name, argument in zip([x.arg for x in run.args.args], arguments, strict=True):
         kind = numba.from_dtype(np.dtype(argument.dtype))
-        kinds += [kind if argument.dims is None else types.CPointer(kind), *[types.int64] * len(sizes)]
-    names_of: dict[str, Any] = {"run": helper(function), "numba": numba, "i64": i64}
-    exec(f"def entry({', '.join(names)}): return i64(run({', '.join(values)}))", names_of)
+        if argument.dims is None:
+            names, kinds = [*names, name], [*kinds, kind]
+            continue
+        sizes = [f"{name}_size{d}" for d in range(argument.dims)]
+        names += [f"{name}_at", *sizes]
+        kinds += [types.CPointer(kind), *[types.int64] * argument.dims]
+        arrays.append(f"{name} = carray({name}_at, ({', '.join(sizes)},))")
+    run.args.args = [ast.arg(name) for name in names]
+    run.body = [*ast.parse("\n".join(arrays)).body, *run.body]
+    found: dict[str, Any] = {"carray": numba.carray}  # type: ignore[attr-defined]
+    exec(compile(ast.fix_missing_locations(module), "<generated>", "exec"), found)
     options = _OPTIONS | {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-    entry = numba.njit(**options)(names_of["entry"])
+    entry = numba.njit(**options)(found["run"])
     entry.compile(tuple(kinds))
     (result,) = entry.overloads.values()
     library = result.library

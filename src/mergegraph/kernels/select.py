@@ -127,7 +127,8 @@ def _code(block: str, count: str, state: str, stats: Sequence[str], attrs: dict[
 
 
 def _finalise(rows: Array, _: int, __: dict[str, Any]) -> Array:
-    counts: Array = rows[0] if len(rows) == 1 else rows.sum(axis=0, dtype=np.int64)
+    one = rows[0].astype(np.int64, copy=False)
+    counts: Array = one if len(rows) == 1 else rows.sum(axis=0, dtype=np.int64)
     return counts
 
 

@@ -51,9 +51,7 @@ def _kernels() -> bytes:
 def _compiled(source: str, arguments: Sequence[Argument]) -> Code:
     from mergegraph.kernels.fused import object_code  # loads the compiler, which most runs do without
 
-    names: dict[str, object] = {}
-    exec(compile(source, "<tile>", "exec"), names)
-    return object_code(names["run"], arguments)
+    return object_code(source, arguments)
 
 
 def _stored(path: Path) -> Code | None:

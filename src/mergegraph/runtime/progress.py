@@ -117,7 +117,7 @@ class Progress:
         for node in phase.kept:
             self.values[node.key] = np.empty(node.spec.shape)  # every tile fills in its own rows
         for node in phase.marks:
-            self.values[node.key] = np.empty(marks_shape(node), np.uint8)
+            self.values[node.key] = np.zeros(marks_shape(node), np.uint8)
         if not self._needed(phase):
             self.values |= {r.key: _NOTHING for r in phase.reductions}
             self.level += 1
