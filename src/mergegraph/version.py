@@ -1,5 +1,5 @@
 """The version of this package: part of what a resumed run must agree on."""
 
 VERSION = "0.1.0"
-NUMERICS = 1
+NUMERICS = 2
 """Raised whenever a change alters the bits that any plan gives."""

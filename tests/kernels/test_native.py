@@ -106,5 +106,16 @@ def test_memory_that_is_not_there_is_an_error() -> None:
         function(1 << 60)
 
 
+def test_functions_may_take_more_than_a_foreign_call_can() -> None:
+    """A merge of many models: each has tensors, thresholds and states of its own."""
+    names = [f"x{i}" for i in range(600)]
+    source = f"def run({', '.join(names)}):\n    return {' + '.join(f'{n}[0]' for n in names)}\n"
+    takes = [Argument("int64", 1)] * len(names)
+    function = Native(fused.object_code(source, takes), takes)
+    assert function(*(np.array([i]) for i in range(600))) == 600 * 599 // 2
+
+
 def test_what_only_the_compiler_has_is_named() -> None:
-    assert undefined(["malloc", "NRT_MemInfo_alloc_aligned", "numba_gil_ensure"]) == ["numba_gil_ensure"]
+    known = ["malloc", "NRT_MemInfo_alloc_aligned"]
+    only_there = ["numba_gil_ensure", "__svml_log8", "NRT_no_such_thing"]
+    assert undefined([*known, *only_there]) == only_there

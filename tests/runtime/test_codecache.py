@@ -123,6 +123,23 @@ def test_a_directory_of_another_user_is_neither_read_nor_written(
     assert files(cache) == [file]
 
 
+@pytest.mark.parametrize("which", ["folder", "its parent", "link"])
+def test_a_folder_that_others_can_write_to_or_replace_is_not_used(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, which: str
+) -> None:
+    load_code(source(9), INTEGER)
+    (file,) = files(cache)
+    file.write_bytes(b"not for us")
+    if which == "link":
+        file.parent.rename(cache / "elsewhere")
+        file.parent.symlink_to(cache / "elsewhere")
+    else:
+        (file.parent if which == "folder" else file.parent.parent).chmod(0o770)
+    forget(monkeypatch)
+    assert load_code(source(9), INTEGER)(1) == 10
+    assert file.read_bytes() == b"not for us"
+
+
 def test_the_cache_lies_where_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert cache_dir().is_relative_to(tmp_path / "cache")
     monkeypatch.delenv("MERGEGRAPH_CACHE")
@@ -133,13 +150,13 @@ def test_the_cache_lies_where_the_environment_says(monkeypatch: pytest.MonkeyPat
     assert cache_dir().is_relative_to(tmp_path / "home" / ".cache" / "mergegraph")
 
 
-@pytest.mark.parametrize("name", ["_kernels", "compiler_id"])
+@pytest.mark.parametrize("name", ["kernels_id", "compiler_id"])
 def test_other_kernels_another_compiler_or_processor_use_another_directory(
     monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     before = cache_dir()
     assert cache_dir() == before
-    monkeypatch.setattr(codecache, name, {"_kernels": lambda: b"", "compiler_id": lambda: "numba 0"}[name])
+    monkeypatch.setattr(codecache, name, lambda: "another")
     assert cache_dir() != before
 
 

@@ -19,6 +19,7 @@ from mergegraph.runtime.progress import Job
 from mergegraph.runtime.workers import Pool, Worker
 from mergegraph.schedule.memory import JOB_TILES, JOBS_PER_WORKER, TILE
 from mergegraph.schedule.program import Program
+from mergegraph.storage.blocks import PAGE
 from mergegraph.storage.journal import Journal
 from mergegraph.storage.reader import Reader
 from mergegraph.storage.writer import OutputWriter
@@ -102,6 +103,25 @@ def test_every_tensor_is_done_once_and_journalled_with_its_checksum(trial: Run) 
             )
             assert f"{found:016x}" == outcomes.checksums[program.tensor]
             assert journal.done[program.tensor] == f"{found:016x}:0"
+
+
+def test_tiles_of_a_large_output_begin_at_pages_of_its_file(
+    trial: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All but what stands before its first page: only whole pages go past the cache."""
+    begins: list[int] = []
+    real = OutputWriter.write
+
+    def write(self: OutputWriter, tensor: str, offset: int, buffer: Any) -> None:
+        if tensor == "large":
+            begins.append(self.position(tensor, offset))
+        real(self, tensor, offset, buffer)
+
+    monkeypatch.setattr(OutputWriter, "write", write)
+    outcomes = trial.execute(workers=1)
+    assert begins[0] % PAGE != 0, "a header of some length comes first"
+    assert [begin % PAGE for begin in begins[1:]] == [0] * JOB_TILES
+    assert outcomes.checksums.keys() == {*SHAPES, "count"}
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5])

@@ -150,6 +150,34 @@ def test_little_to_write_takes_one_thread() -> None:
     queue.close()
 
 
+@pytest.mark.parametrize("allowed", [0, 1])
+def test_threads_that_the_system_does_not_give_are_done_without_or_an_error(
+    monkeypatch: pytest.MonkeyPatch, allowed: int
+) -> None:
+    """Nothing hangs: who waits must not wait for a thread that never was."""
+    files, left, real = Files(8), iter(range(allowed)), threading.Thread.start
+
+    def start(self: threading.Thread) -> None:
+        if next(left, None) is None:
+            raise RuntimeError("can't start new thread")
+        real(self)
+
+    files.gate.clear()
+    queue = BlockQueue(files.store, threads=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        for i in range(3 if allowed else 1):
+            if allowed:
+                queue.put(0, i, view(b"x"))
+            else:
+                with pytest.raises(RuntimeError, match="new thread"):
+                    queue.put(0, i, view(b"x"))
+    files.gate.set()
+    queue.flush()
+    assert bytes(files.contents[0][:3]) == (b"xxx" if allowed else bytes(3))
+    queue.close()
+
+
 def test_a_point_in_time_is_settled_when_all_before_it_is_written() -> None:
     slow = Event()
     second = Event()

@@ -8,14 +8,20 @@ from __future__ import annotations
 
 import ast
 import math
+import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
+
+# Before numba is imported: with that library, bits would depend on whether a machine has it.
+os.environ.setdefault("NUMBA_DISABLE_INTEL_SVML", "1")
 
 import numba
 import numpy as np
 from numba import types
 
-from mergegraph.kernels.native import Argument, Code, undefined
+from mergegraph.kernels.fused_vector import pointer_to
+from mergegraph.kernels.native import Argument, Code, kernels_id, undefined
 
 _OPTIONS: dict[str, Any] = {"nogil": True, "fastmath": False, "error_model": "numpy", "boundscheck": False}
 
@@ -26,9 +32,20 @@ GOLDEN = u64(0x9E3779B97F4A7C15)
 """How far the states of neighbouring random numbers are apart."""
 
 
+_CACHE = Path(__file__).parent / "__pycache__" / kernels_id()
+
+
 def jit(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile a function on first call; the machine code is cached beside its source."""
-    compiled: Callable[..., Any] = numba.njit(cache=True, **_OPTIONS)(function)
+    """Compile a function on first call; the machine code is cached beside its source.
+
+    In a folder for these kernels: numba would not notice that a function changed which this one calls.
+    """
+    settings: Any = numba.config
+    before, settings.CACHE_DIR = settings.CACHE_DIR, str(_CACHE)
+    try:
+        compiled: Callable[..., Any] = numba.njit(cache=True, **_OPTIONS)(function)
+    finally:
+        settings.CACHE_DIR = before
     return compiled
 
 
@@ -41,30 +58,28 @@ def helper(function: Callable[..., Any]) -> Callable[..., Any]:
 def object_code(source: str, arguments: Sequence[Argument]) -> Code:
     """Compile the function ``run`` of a module's text, of integers and contiguous arrays, for `Native`.
 
-    What is compiled takes plain numbers, so that no compiler is needed to call it: an integer, or the address
-    of an array and its shape.
+    What is compiled takes one table of numbers, so that no compiler is needed to call it: of each integer its
+    value, of each array its address and shape.
     """
     module = ast.parse(source)
     run = next(x for x in module.body if isinstance(x, ast.FunctionDef) and x.name == "run")
-    names: list[str] = []
-    kinds: list[Any] = []
-    arrays: list[str] = []
+    at, lines = 0, []
     for name, argument in zip([x.arg for x in run.args.args], arguments, strict=True):
-        kind = numba.from_dtype(np.dtype(argument.dtype))
         if argument.dims is None:
-            names, kinds = [*names, name], [*kinds, kind]
-            continue
-        sizes = [f"{name}_size{d}" for d in range(argument.dims)]
-        names += [f"{name}_at", *sizes]
-        kinds += [types.CPointer(kind), *[types.int64] * argument.dims]
-        arrays.append(f"{name} = carray({name}_at, ({', '.join(sizes)},))")
-    run.args.args = [ast.arg(name) for name in names]
-    run.body = [*ast.parse("\n".join(arrays)).body, *run.body]
-    found: dict[str, Any] = {"carray": numba.carray}  # type: ignore[attr-defined]
+            lines.append(f"{name} = _table[{at}]")
+            at += 1
+        else:
+            sizes = "".join(f"_table[{at + 1 + d}], " for d in range(argument.dims))
+            lines.append(f"{name} = carray(pointer_to({argument.dtype}, _table[{at}]), ({sizes}))")
+            at += 1 + argument.dims
+    run.args.args = [ast.arg("_table")]
+    run.body = [*ast.parse("\n".join(lines)).body, *run.body]
+    found: dict[str, Any] = {name: getattr(types, name) for name in {x.dtype for x in arguments}}
+    found |= {"carray": numba.carray, "pointer_to": pointer_to}  # type: ignore[attr-defined]
     exec(compile(ast.fix_missing_locations(module), "<generated>", "exec"), found)
     options = _OPTIONS | {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
     entry = numba.njit(**options)(found["run"])
-    entry.compile(tuple(kinds))
+    entry.compile((types.CPointer(types.int64),))
     (result,) = entry.overloads.values()
     library = result.library
     outside = [f.name for f in library._final_module.functions if f.is_declaration]

@@ -95,6 +95,17 @@ def largest_of(_, row, count):  # type: ignore[no-untyped-def]
     return _of_one_row(row, count, step, _larger, -math.inf)
 
 
+@_emitted
+def pointer_to(_, dtype, address):  # type: ignore[no-untyped-def]
+    """A pointer to numbers of type `dtype` at an address."""
+    result = types.CPointer(dtype.instance_type)
+
+    def code(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        return builder.inttoptr(args[1], context.get_value_type(signature.return_type))
+
+    return result(dtype, address), code
+
+
 def _of_one_row(row: Any, count: Any, step: Step, join: Join, start: float) -> tuple[Any, Any]:
     """The signature and code of a function of one row."""
     _check(row)

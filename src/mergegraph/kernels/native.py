@@ -7,9 +7,11 @@ makes of a function is a few kilobytes, which the linker of LLVM loads in a mill
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from collections.abc import Sequence
 from functools import cache
+from hashlib import blake2b
 from importlib.machinery import EXTENSION_SUFFIXES, ExtensionFileLoader
 from importlib.metadata import version
 from importlib.util import find_spec, module_from_spec, spec_from_loader
@@ -51,11 +53,7 @@ class Native:
         self._engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), target)
         self._engine.add_object_file(llvm.ObjectFileRef.from_data(code.data))
         self._engine.finalize_object()
-        kinds: list[Any] = []
-        for argument in arguments:
-            kinds += [ctypes.c_int64] if argument.dims is None else [ctypes.c_void_p]
-            kinds += [ctypes.c_int64] * (argument.dims or 0)
-        prototype = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, *kinds)
+        prototype = ctypes.CFUNCTYPE(ctypes.c_int32, *[ctypes.c_void_p] * 3)
         self._function = prototype(self._engine.get_function_address(code.symbol))
         self._arguments = [None if a.dims is None else (np.dtype(a.dtype), a.dims) for a in arguments]
 
@@ -77,9 +75,17 @@ class Native:
                 raise TypeError(f"{given} instead of {array[1]} dimensions of {array[0]}, contiguous")
             flat.append(value.__array_interface__["data"][0])
             flat += value.shape
-        if self._function(ctypes.addressof(found), ctypes.addressof(failure), *flat) != 0:
+        table = np.array(flat, np.int64)
+        if self._function(ctypes.addressof(found), ctypes.addressof(failure), table.ctypes.data) != 0:
             raise MemoryError("compiled code could not allocate its scratch memory")
         return found.value
+
+
+@cache
+def kernels_id() -> str:
+    """Digest of everything in this package: what compiled functions are made of."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return blake2b(b"".join(file.read_bytes() for file in files), digest_size=8).hexdigest()
 
 
 @cache
@@ -87,13 +93,20 @@ def compiler_id() -> str:
     """What decides, besides a function itself, what machine code it becomes: compiler and processor."""
     versions = ", ".join(f"{name} {version(name)}" for name in ("numba", "llvmlite"))
     features = llvm.get_host_cpu_features().flatten()
-    return f"{versions}, {sys.implementation.cache_tag} {llvm.get_host_cpu_name()} {features}"
+    chosen = [os.environ.get(f"NUMBA_{x}", "") for x in ("CPU_NAME", "CPU_FEATURES", "ENABLE_AVX", "OPT")]
+    return f"{versions}, {sys.implementation.cache_tag} {llvm.get_host_cpu_name()} {features} {chosen}"
 
 
 def undefined(names: Sequence[str]) -> list[str]:
     """Those of `names` that `Native` could not resolve: LLVM ends the process over one."""
     shared, process = _share_allocator(), ctypes.CDLL(None)
-    return [name for name in names if name not in shared and not hasattr(process, name)]
+    known = [name for name in names if name in shared or (_elsewhere(name) and hasattr(process, name))]
+    return [name for name in names if name not in known]
+
+
+def _elsewhere(name: str) -> bool:
+    """Whether a symbol may be there in a process without numba: not what only numba brings along."""
+    return not name.startswith(("numba_", "__svml"))
 
 
 @cache

@@ -7,14 +7,13 @@ it calls, the compiler and the processor. They are code, so the directory is pri
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
 from collections.abc import Sequence
-from functools import cache
 from hashlib import blake2b
 from pathlib import Path
 
-from mergegraph import kernels
-from mergegraph.kernels.native import Argument, Code, Native, compiler_id
+from mergegraph.kernels.native import Argument, Code, Native, compiler_id, kernels_id
 from mergegraph.storage.files import cache_root
 
 _DIGEST = 16
@@ -39,13 +38,8 @@ def load_code(source: str, arguments: Sequence[Argument]) -> Native:
 
 def cache_dir() -> Path:
     """Where machine code lies: a folder of the user's cache for these kernels, compiler and processor."""
-    return cache_root() / "kernels" / blake2b(_kernels() + compiler_id().encode(), digest_size=6).hexdigest()
-
-
-@cache
-def _kernels() -> bytes:
-    files = sorted(Path(kernels.__path__[0]).glob("fused*.py"))
-    return b"".join(file.read_bytes() for file in files)
+    digest = blake2b(f"{kernels_id()} {compiler_id()}".encode(), digest_size=6).hexdigest()
+    return cache_root() / "kernels" / digest
 
 
 def _compiled(source: str, arguments: Sequence[Argument]) -> Code:
@@ -57,7 +51,7 @@ def _compiled(source: str, arguments: Sequence[Argument]) -> Code:
 def _stored(path: Path) -> Code | None:
     """What was stored at `path`; None if there is nothing, or not what was stored."""
     try:
-        if path.parent.stat().st_uid != os.getuid():
+        if not _private(path.parent):
             return None
         data = path.read_bytes()
     except OSError:
@@ -68,12 +62,19 @@ def _stored(path: Path) -> Code | None:
     return Code(symbol.decode(), rest)
 
 
+def _private(directory: Path) -> bool:
+    """Whether nobody else can put files into `directory`, or another in its place."""
+    found = [os.lstat(directory), os.lstat(directory.parent)]
+    return all(stat.S_ISDIR(x.st_mode) and x.st_uid == os.getuid() and not x.st_mode & 0o022 for x in found)
+
+
 def _store(path: Path, code: Code) -> None:
     """Write `code` atomically, so that two processes can share the cache; or not at all."""
     content = code.symbol.encode() + b"\0" + code.data
     try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if path.parent.stat().st_uid != os.getuid():
+        path.parent.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path.parent.mkdir(exist_ok=True, mode=0o700)
+        if not _private(path.parent):
             return
         handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
         with os.fdopen(handle, "wb") as file:

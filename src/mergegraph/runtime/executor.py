@@ -25,6 +25,7 @@ from mergegraph.runtime.workers import Batch, Failure, Outcome, Pool, Work, Work
 from mergegraph.schedule.memory import JOB_TILES, JOBS_PER_WORKER
 from mergegraph.schedule.program import Phase, Program
 from mergegraph.schedule.schedule import Schedule
+from mergegraph.storage.blocks import PAGE
 from mergegraph.storage.journal import Journal
 from mergegraph.storage.reader import Reader
 from mergegraph.storage.strided import Transfer, read_view
@@ -176,7 +177,7 @@ class _Coordinator:
         program = self._take()
         if program is None:
             return None
-        progress = Progress(program, self._tile)
+        progress = Progress(program, self._tile, _lead(program, self._writer))
         self._running[id(program)] = progress
         self._ready.extend(progress.start())
         return self._job()
@@ -235,6 +236,15 @@ class _Coordinator:
             known = self._outcomes.nonfinite.get(program.tensor, 0)
             self._outcomes.nonfinite[program.tensor] = known + tally.nonfinite
         self._unrecorded.append((self._writer.mark(), piece, f"{tally.checksum:016x}:{tally.nonfinite}"))
+
+
+def _lead(program: Program, writer: OutputWriter) -> int:
+    """Elements up to where whole pages of the output file begin, which can be written past its cache."""
+    if program.place is not None:
+        return 0
+    size = -writer.position(program.tensor, program.offset) % PAGE
+    # Checksums are of words of 8 bytes.
+    return size * 8 // program.spec.dtype.bits if size % 8 == 0 else 0
 
 
 def _already_done(

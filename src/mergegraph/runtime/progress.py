@@ -69,10 +69,15 @@ class JobResult:
 
 @dataclass(slots=True)
 class Progress:
-    """One program under way. `pending` jobs of the current phase are not absorbed yet."""
+    """One program under way. `pending` jobs of the current phase are not absorbed yet.
+
+    `lead` elements are written by a job of their own: all others then begin where the output's place in its
+    file suits them.
+    """
 
     program: Program
     tile: int
+    lead: int = 0
     level: int = 0
     pending: int = 0
     values: dict[bytes, Array] = field(default_factory=dict)
@@ -159,6 +164,10 @@ class Progress:
         first, last = 0, numel
         if phase.result is not None:
             first, last = self.program.first, self.program.first + self.program.spec.numel
+            lead = self.lead if phase.unit == 1 and self.lead < last - first else 0
+            if lead:
+                yield Job(self.program, phase, first, first + lead, tile, self.values)
+                first += lead
         for begin in range(first, last, step):
             end = min(last, begin + step)
             yield Job(self.program, phase, begin, end, tile, self.values)

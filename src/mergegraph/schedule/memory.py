@@ -100,13 +100,18 @@ def program_bytes(program: Program, tile: int, workers: int) -> int:
     """Bytes held when all `workers` are busy with programs like this one."""
     bits = program.spec.dtype.bits
     worker = max(buffer_bytes(p, bits, tile) for p in program.phases)
-    if program.whole <= HELD:
-        worker += sum({load.key: load.spec.nbytes for p in program.phases for load in p.loads}.values())
     jobs = max(state_bytes(p, job_elements(p, tile, JOB_TILES)) for p in program.phases)
     held = max(2 * state_bytes(p, program.whole) for p in program.phases)
     held += sum(n.spec.nbytes for p in program.phases for n in (*p.small, *p.kept)) + _found_bytes(program)
     held += sum(marks_bytes(n) for p in program.phases for n in p.marks)
     return workers * (worker + JOBS_PER_WORKER * (jobs + held))
+
+
+def held_bytes(program: Program) -> int:
+    """Inputs of a small program that a worker holds from its first phase to its last."""
+    if program.whole > HELD:
+        return 0
+    return sum({load.key: load.spec.nbytes for p in program.phases for load in p.loads}.values())
 
 
 def _found_bytes(program: Program) -> int:
@@ -141,12 +146,13 @@ def _closest(programs: Iterable[Program], threads: int, budget: int, graph_bytes
     """The fastest setting within the budget, else the smallest; and the tensor that needs most."""
     shapes = representatives(programs)
     graph_bytes += code_bytes(shapes) + WRITE_BYTES
+    held = max(map(held_bytes, shapes), default=0)  # workers keep these buffers
     found, worst = Fit(CHUNK, 1, graph_bytes), "the plan itself"
     for workers in range(threads, 0, -1):
         for tile in (TILE, CHUNK):
             peak, worst = graph_bytes, "the plan itself"
             for program in shapes:
-                need = graph_bytes + program_bytes(program, tile, workers)
+                need = graph_bytes + workers * held + program_bytes(program, tile, workers)
                 if need > peak:
                     peak, worst = need, program.tensor
             found = Fit(tile, workers, peak)

@@ -130,15 +130,24 @@ class BlockQueue:
             if self._error is not None or self._closed:
                 self._free.append(block)
             self._check()
+            if len(self._threads) < min(self._limit, len(self._waiting) + self._busy + 1):
+                self._start(block)
             self._handed += 1
             self._unwritten[self._handed] = None
             self._waiting.append((self._handed, file, position, block, view))
-            if len(self._threads) < min(self._limit, len(self._waiting) + self._busy):
-                name = f"mergegraph-write-{len(self._threads)}"
-                thread = Thread(target=self._drain, name=name, daemon=True)
-                self._threads.append(thread)
-                thread.start()
             self._work.notify()
+
+    def _start(self, block: Bytes) -> None:
+        """Start one more thread, before there is anything that only it would write."""
+        thread = Thread(target=self._drain, name=f"mergegraph-write-{len(self._threads)}", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # the system has no more
+            if not self._threads:
+                self._free.append(block)
+                raise
+        else:
+            self._threads.append(thread)
 
     def _drain(self) -> None:
         while (item := self._next()) is not None:

@@ -86,6 +86,10 @@ class OutputWriter:
         else:
             self._write_cached(shard, view, position)
 
+    def position(self, tensor: str, offset: int) -> int:
+        """Where byte `offset` of `tensor` lies in its file."""
+        return self._layout.locate(tensor)[1] + offset
+
     def mark(self) -> int:
         """A point in time, to ask `settled` about."""
         return self._queue.mark()
