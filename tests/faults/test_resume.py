@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from mergegraph import run
+from mergegraph.engine import verbs
 from mergegraph.errors import ResumeError
 from mergegraph.runtime import executor
-from mergegraph.storage.journal import JOURNAL_FILE, Journal
+from mergegraph.storage.journal import JOURNAL_FILE, Journal, unfinished
 from mergegraph.storage.publish import staging_path
 from mergegraph.storage.writer import OutputWriter
 from tests.engine.scenario import MEDIUM, Scenario, contents, make
@@ -298,3 +299,28 @@ def test_an_unfinished_run_elsewhere_is_nobodys_business(shared: Scenario, tmp_p
     crash(shared.plan("ties"), tmp_path / "one")
     run(shared.plan("slerp"), tmp_path / "two", **RUN)
     assert run(shared.plan("ties"), tmp_path / "one", **RUN).resumed == 6
+
+
+def test_auto_goes_on_where_the_unfinished_run_computed(
+    shared: Scenario, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever wins the trial the next time: its last bits might be others."""
+    plan, out = shared.plan("ties"), tmp_path / "out"
+    asked: list[str] = []
+    real = verbs.place
+
+    def place(wanted: str, *rest: Any) -> Any:
+        asked.append(wanted)
+        return real(wanted, *rest)
+
+    monkeypatch.setattr(verbs, "place", place)
+    crash(plan, out)
+    report = run(plan, out, **RUN)
+    assert (asked, report.resumed, report.reason) == (["auto", "cpu"], 6, "as asked for")
+
+
+@pytest.mark.parametrize("content", [None, b"", b"torn", b"[1]\n", b'{"backend": "cu'])
+def test_a_journal_that_says_nothing_decides_nothing(tmp_path: Path, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / JOURNAL_FILE).write_bytes(content)
+    assert unfinished(tmp_path) == {}

@@ -29,6 +29,8 @@ from mergegraph.runtime.devices import Placement, place
 from mergegraph.runtime.events import OnEvent, RunReport
 from mergegraph.runtime.probe import cpu_count, resident_bytes
 from mergegraph.schedule.schedule import Schedule, schedule
+from mergegraph.storage.journal import unfinished
+from mergegraph.storage.publish import staging_path
 from mergegraph.storage.sidecars import input_record
 from mergegraph.tensorspec import parse_bytes
 from mergegraph.version import VERSION
@@ -273,6 +275,10 @@ def run(
 
     baseline = resident_bytes()
     if not isinstance(plan, Compiled):
+        if device == "auto" and not force:
+            # A new trial may come out otherwise than that of the run which this one goes on with.
+            found = unfinished(staging_path(Path(out))).get("backend")
+            device = found if found in ("cpu", "cuda") else device
         plan = compile_plan(
             plan,
             memory=memory,

@@ -107,6 +107,16 @@ class Journal:
         self.close()
 
 
+def unfinished(staging: Path) -> dict[str, Any]:
+    """The header of the unfinished run in `staging`; empty if none can be read there."""
+    try:
+        with open(staging / JOURNAL_FILE, "rb") as file:
+            found = _line(file.readline())
+    except OSError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def _lock(descriptor: int, path: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
