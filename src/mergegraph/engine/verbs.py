@@ -275,21 +275,23 @@ def run(
 
     baseline = resident_bytes()
     if not isinstance(plan, Compiled):
-        if device == "auto" and not force:
-            # A new trial may come out otherwise than that of the run which this one goes on with.
-            found = unfinished(staging_path(Path(out))).get("backend")
-            device = found if found in ("cpu", "cuda") else device
         plan = compile_plan(
             plan,
             memory=memory,
             threads=threads,
-            device=device,
+            device=device if force else _continuing(device, Path(out)),
             vram=vram,
             shard_size=shard_size,
             seed=seed,
             expert_layout=expert_layout,
         )
     return Session(plan, Path(out), force, on_event or _ignore, baseline).run()
+
+
+def _continuing(device: str, out: Path) -> str:
+    """Where to compute; ``auto`` is where an unfinished run did: a new trial may come out otherwise."""
+    found = unfinished(staging_path(out)).get("backend") if device == "auto" else None
+    return str(found) if found in ("cpu", "cuda") else device
 
 
 def verify(out: str | os.PathLike[str]) -> list[str]:
