@@ -100,13 +100,9 @@ def compiler_id() -> str:
 def undefined(names: Sequence[str]) -> list[str]:
     """Those of `names` that `Native` could not resolve: LLVM ends the process over one."""
     shared, process = _share_allocator(), ctypes.CDLL(None)
-    known = [name for name in names if name in shared or (_elsewhere(name) and hasattr(process, name))]
-    return [name for name in names if name not in known]
-
-
-def _elsewhere(name: str) -> bool:
-    """Whether a symbol may be there in a process without numba: not what only numba brings along."""
-    return not name.startswith(("numba_", "__svml"))
+    # What numba brings along is here while it compiles, and not where its code is loaded.
+    brought = ("numba_", "__svml")
+    return [x for x in names if x not in shared and (x.startswith(brought) or not hasattr(process, x))]
 
 
 @cache
