@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mergegraph.kernels import fused
-from mergegraph.kernels.native import Argument, Code, Native, undefined
+from mergegraph.kernels.native import Argument, Call, Code, Native, undefined
 
 
 def run(count: Any, x: Any, table: Any, out: Any) -> Any:
@@ -67,8 +67,23 @@ def test_memory_that_would_be_misread_is_refused(function: Native, place: int, w
 
 
 def test_a_missing_argument_is_an_error(function: Native) -> None:
-    with pytest.raises(ValueError, match="zip"):
+    with pytest.raises(TypeError, match="2 arguments instead of 4"):
         function(1, np.zeros(4, np.float32))
+
+
+def test_a_call_is_made_again_with_some_arguments_changed(function: Native) -> None:
+    table, out = np.array([[0.0, 2.0], [0.0, 3.0]]), np.zeros(4, np.uint16)
+    call = Call(function, (0, np.zeros(0, np.float32), table, out))
+    call.set(0, 4)
+    for first in range(3):
+        x = np.arange(first, first + 4 + first, dtype=np.float32)  # nothing else holds it
+        call.set(1, x)
+        del x
+        again = np.zeros(4, np.uint16)
+        assert call() == function(4, np.arange(first, first + 4 + first, dtype=np.float32), table, again)
+        assert out.tolist() == again.tolist()
+    with pytest.raises(TypeError, match="contiguous"):
+        call.set(1, np.zeros(4))
 
 
 def test_an_object_can_be_loaded_any_number_of_times(code: Code) -> None:

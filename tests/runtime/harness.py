@@ -21,7 +21,7 @@ from mergegraph.graph.node import CONSTANT, Locality, Node, walk
 from mergegraph.runtime.executor import phase_functions
 from mergegraph.runtime.interpret import interpreted
 from mergegraph.runtime.progress import Progress
-from mergegraph.runtime.tiles import PhaseFunction, copy_tile
+from mergegraph.runtime.tiles import PhaseFunction, copied
 from mergegraph.runtime.workers import Worker
 from mergegraph.schedule.memory import TILE
 from mergegraph.schedule.program import Program
@@ -129,7 +129,7 @@ def schedule_run(
 def _functions(program: Program, mode: Mode) -> dict[int, PhaseFunction]:
     if mode == "generated":  # as on the CPU: what has no generated code is interpreted there too
         return phase_functions([program])
-    return {id(phase): copy_tile if program.raw else interpreted(phase) for phase in program.phases}
+    return {id(phase): copied if program.raw else interpreted(phase) for phase in program.phases}
 
 
 def eager(expression: Node, tensors: Sequence[Tensor]) -> Any:

@@ -54,31 +54,59 @@ class Native:
         self._engine.add_object_file(llvm.ObjectFileRef.from_data(code.data))
         self._engine.finalize_object()
         prototype = ctypes.CFUNCTYPE(ctypes.c_int32, *[ctypes.c_void_p] * 3)
-        self._function = prototype(self._engine.get_function_address(code.symbol))
-        self._arguments = [None if a.dims is None else (np.dtype(a.dtype), a.dims) for a in arguments]
+        self.function = prototype(self._engine.get_function_address(code.symbol))
+        self.arguments = [None if a.dims is None else (np.dtype(a.dtype), a.dims) for a in arguments]
+        widths = [1 if array is None else 1 + array[1] for array in self.arguments]
+        self.places = [sum(widths[:i]) for i in range(len(widths))]
+        self.width = sum(widths)
 
     def __call__(self, *values: Any) -> int:
-        """Call it.
+        """Call it once; errors are those of a `Call`."""
+        return Call(self, values)()
+
+
+class Call:
+    """A call with its arguments in place, to be made again and again with some of them changed.
+
+    For one thread at a time. Arrays are not copied, and not let go before they are replaced.
+
+    Raises:
+        TypeError: an array is not what was compiled for: its memory would be taken for something else.
+    """
+
+    def __init__(self, native: Native, values: Sequence[Any]) -> None:
+        if len(values) != len(native.arguments):
+            raise TypeError(f"{len(values)} arguments instead of {len(native.arguments)}")
+        self._native = native
+        self._values = list(values)
+        self._table = (ctypes.c_int64 * native.width)()
+        self._found, self._failure = ctypes.c_int64(), ctypes.c_void_p()
+        self._pointers = [ctypes.addressof(x) for x in (self._found, self._failure, self._table)]
+        for i, value in enumerate(values):
+            self.set(i, value)
+
+    def set(self, i: int, value: Any) -> None:
+        """Change argument `i`."""
+        at, array = self._native.places[i], self._native.arguments[i]
+        if array is None:
+            self._table[at] = value
+            return
+        if value.dtype != array[0] or value.ndim != array[1] or not value.flags.c_contiguous:
+            given = f"{value.dtype}{list(value.shape)}"
+            raise TypeError(f"{given} instead of {array[1]} dimensions of {array[0]}, contiguous")
+        self._values[i] = value
+        self._table[at] = value.ctypes.data
+        self._table[at + 1 : at + 1 + array[1]] = value.shape
+
+    def __call__(self) -> int:
+        """Make it.
 
         Raises:
-            TypeError: an array is not what was compiled for: its memory would be taken for something else.
             MemoryError: there is none left.
         """
-        found, failure = ctypes.c_int64(), ctypes.c_void_p()
-        flat: list[int] = []
-        for value, array in zip(values, self._arguments, strict=True):
-            if array is None:
-                flat.append(value)
-                continue
-            if (value.dtype, value.ndim) != array or not value.flags.c_contiguous:
-                given = f"{value.dtype}{list(value.shape)}"
-                raise TypeError(f"{given} instead of {array[1]} dimensions of {array[0]}, contiguous")
-            flat.append(value.__array_interface__["data"][0])
-            flat += value.shape
-        table = np.array(flat, np.int64)
-        if self._function(ctypes.addressof(found), ctypes.addressof(failure), table.ctypes.data) != 0:
+        if self._native.function(*self._pointers) != 0:
             raise MemoryError("compiled code could not allocate its scratch memory")
-        return found.value
+        return self._found.value
 
 
 @cache

@@ -83,7 +83,7 @@ def kth_largest_magnitude(x: Any, k: Any, *, share: float | None = None) -> Any:
     rank = float(k) if isinstance(k, int) else k
     if total < SAMPLED:
         return _counted(x, rank, (), width, 11, -(-width // 11))
-    bits = 15
+    bits = 13
     sample = histogram(x, width=width, bits=bits, sample=SAMPLE, spare=False)
     expected = rank if share is None else share
     bracket = around(sample, expected, width=width, bits=bits, total=total, share=share is not None)

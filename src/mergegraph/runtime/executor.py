@@ -20,7 +20,7 @@ from mergegraph.runtime.codecache import load_code
 from mergegraph.runtime.progress import Job, JobResult, Progress, Tally
 from mergegraph.runtime.readahead import ReadAhead
 from mergegraph.runtime.tilecode import tile_source
-from mergegraph.runtime.tiles import PhaseFunction, arguments_of, copy_tile, generated
+from mergegraph.runtime.tiles import PhaseFunction, arguments_of, copied, generated
 from mergegraph.runtime.workers import Batch, Failure, Outcome, Pool, Work, Worker, checksum
 from mergegraph.schedule.memory import JOB_TILES, JOBS_PER_WORKER
 from mergegraph.schedule.program import Phase, Program
@@ -106,7 +106,7 @@ def phase_functions(programs: list[Program]) -> dict[int, PhaseFunction]:
     for program in programs:
         for phase in program.phases:
             if id(phase) not in table:
-                table[id(phase)] = copy_tile if program.raw else _function(phase)
+                table[id(phase)] = copied if program.raw else _function(phase)
     return table
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mergegraph.graph.node import Node
 from mergegraph.kernels.reduction import Array, Span
-from mergegraph.runtime.tiles import Arena, PhaseFunction, Tile
+from mergegraph.runtime.tiles import PhaseFunction, Tile
 from mergegraph.schedule.program import Phase
 from mergegraph.schedule.vram import lifetimes
 from mergegraph.tensorspec import DType
@@ -84,7 +84,7 @@ def interpreted(phase: Phase) -> PhaseFunction:
     """Return a function that runs `phase` on tiles with torch on the CPU."""
     interpreter = Interpreter(phase)
 
-    def function(tile: Tile, _: Arena) -> int:
+    def compute(tile: Tile) -> int:
         known: dict[bytes, Any] = dict(tile.job.values)
         rows = slice(tile.begin // phase.unit, (tile.begin + tile.count) // phase.unit)
         for node in phase.known_rows:
@@ -104,7 +104,7 @@ def interpreted(phase: Phase) -> PhaseFunction:
         np.copyto(tile.output, result.view(torch.uint8).numpy())
         return int((~torch.isfinite(result)).sum())
 
-    return function
+    return lambda _job, _arena: compute
 
 
 def _shaped(flat: Tensor, load: Node, phase: Phase) -> Tensor:

@@ -20,12 +20,12 @@ from mergegraph.kernels.reduction import Array
 from mergegraph.runtime.interpret import TORCH, Interpreter, Left
 from mergegraph.runtime.progress import Job, JobResult, Tally
 from mergegraph.runtime.streams import Device
-from mergegraph.runtime.tiles import copy_tile
+from mergegraph.runtime.tiles import copied
 from mergegraph.runtime.workers import (
     Reads,
     Worker,
     Writes,
-    read_tile,
+    loading,
     tile_checksum,
     tile_states,
     tiles,
@@ -187,10 +187,11 @@ class Lane:
         return _Flight(step, back, landed, (left, run.states))
 
     def _read(self, step: _Step, i: int, buffer: Array) -> None:
+        load = loading(self._reader, step.run.job, i)
         size = buffer.nbytes // step.count
         at = 0
         for begin, count in step.pieces:
-            read_tile(self._reader, step.run.job, i, begin, buffer[at : at + count * size])
+            load(begin, buffer[at : at + count * size])
             at += count * size
 
     def _known(self, step: _Step, host: Sequence[Tensor], there: Sequence[Tensor]) -> dict[bytes, Any]:
@@ -250,7 +251,7 @@ def device_workers(
     writer: Writes,
 ) -> list[Worker]:
     """One worker for each of `devices`, in which one may stand several times; copies stay on the host."""
-    copies = {id(phase): copy_tile for program in programs if program.raw for phase in program.phases}
+    copies = {id(phase): copied for program in programs if program.raw for phase in program.phases}
     distinct = {id(phase): phase for p in programs if not p.raw for phase in p.phases}
     phases = {key: Interpreter(phase) for key, phase in distinct.items()}
     hosts = [Worker(reader, writer, copies) for _ in devices]

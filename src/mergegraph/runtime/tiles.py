@@ -13,7 +13,7 @@ import numpy as np
 
 from mergegraph.errors import TensorValueError
 from mergegraph.graph.node import Node
-from mergegraph.kernels.native import Argument
+from mergegraph.kernels.native import Argument, Call, Native
 from mergegraph.kernels.reduction import BLOCK, Array
 from mergegraph.runtime.progress import Job
 from mergegraph.schedule.memory import arity
@@ -59,11 +59,18 @@ class Tile:
     states: list[Array]
 
 
-PhaseFunction = Callable[[Tile, Arena], int]
+TileFunction = Callable[[Tile], int]
 """Compute a tile: fill its output or add to its states; return the count of non-finite outputs."""
+PhaseFunction = Callable[[Job, Arena], TileFunction]
+"""Prepare a job, whose tiles are then computed one by one."""
 
 
-def copy_tile(tile: Tile, _: Arena) -> int:
+def copied(_: Job, __: Arena) -> TileFunction:
+    """The function of jobs that only copy."""
+    return _copy
+
+
+def _copy(tile: Tile) -> int:
     """Pass the bytes of the first input on, after comparing the others with it.
 
     Raises:
@@ -82,34 +89,57 @@ def copy_tile(tile: Tile, _: Arena) -> int:
     return 0
 
 
-def generated(phase: Phase, run: Callable[..., Any]) -> PhaseFunction:
-    """Wrap the compiled function of `phase`; see `mergegraph.runtime.tilecode.tile_source`."""
+def generated(phase: Phase, run: Native) -> PhaseFunction:
+    """Wrap the compiled function of `phase`; see `mergegraph.runtime.tilecode.tile_source`.
+
+    What is the same for all tiles of a job is put in its place once.
+    """
     inputs = [STORAGE[load.spec.dtype] for load in phase.loads]
     stats = [(stat.key, stat.is_row) for stat in phase.stats]
     kept = [node.key for node in (*phase.kept, *phase.marks, *phase.marked)]
     folds = [(f"block{i}", arity(r), STORAGE[block_dtype(r)]) for i, r in enumerate(phase.reductions)]
-    result = STORAGE[phase.result.spec.dtype] if phase.result is not None else None
-    columns, chunk = phase.columns, phase.chunk
+    result = None if phase.result is None else STORAGE[phase.result.spec.dtype]
+    columns = phase.columns
+    first_stat = 5 + len(inputs)
+    by_row = [(first_stat + i, key) for i, (key, is_row) in enumerate(stats) if is_row]
+    by_row += [(first_stat + len(stats) + i, key) for i, key in enumerate(kept)]
+    first_state = first_stat + len(stats) + len(kept) + 2 * len(phase.rows)
+    output = first_state + 2 * len(folds)
 
-    def function(tile: Tile, arena: Arena) -> int:
-        args: list[Any] = [tile.count, tile.begin, tile.begin, columns, chunk]
-        args += [raw.view(dtype) for raw, dtype in zip(tile.inputs, inputs, strict=True)]
-        row = tile.begin // max(columns, 1)
-        args += [tile.job.values[key][row:] if is_row else tile.job.values[key] for key, is_row in stats]
-        args += [tile.job.values[key][row:] for key in kept]
+    def prepared(job: Job, arena: Arena) -> TileFunction:
+        args: list[Any] = [0, 0, 0, columns, phase.chunk]
+        args += [np.empty(0, dtype) for dtype in inputs]
+        args += [job.values[key] for key, _ in stats]
+        args += [job.values[key] for key in kept]
         for i, node in enumerate(phase.rows):
-            args += [
-                _block(arena, f"row{i}", arity(node), columns, row_dtype(node)),
-                _row_result(arena, i, node, columns),
-            ]
+            args.append(_block(arena, f"row{i}", arity(node), columns, row_dtype(node)))
+            args.append(_row_result(arena, i, node, columns))
         width = max(BLOCK, columns) if phase.by_rows else BLOCK
-        for (name, rows, dtype), state in zip(folds, tile.states, strict=True):
+        for reduction, (name, rows, dtype) in zip(phase.reductions, folds, strict=True):
+            state = reduction.op.implementation.empty(rows, reduction.attributes, 0)
             args += [state, _block(arena, name, rows, width, dtype)]
-        if tile.output is not None:
-            args.append(tile.output.view(result))
-        return int(run(*args))
+        if result is not None:
+            args.append(np.empty(0, result))
+        call = Call(run, args)
 
-    return function
+        def compute(tile: Tile) -> int:
+            call.set(0, tile.count)
+            call.set(1, tile.begin)
+            call.set(2, tile.begin)
+            for i, dtype in enumerate(inputs):
+                call.set(5 + i, tile.inputs[i].view(dtype))
+            row = tile.begin // max(columns, 1)
+            for place, key in by_row:
+                call.set(place, job.values[key][row:])
+            for i, state in enumerate(tile.states):
+                call.set(first_state + 2 * i, state)
+            if tile.output is not None:
+                call.set(output, tile.output.view(result))
+            return call()
+
+        return compute
+
+    return prepared
 
 
 def _block(arena: Arena, name: str, rows: int, columns: int, dtype: Any) -> Array:

@@ -57,6 +57,10 @@ def run(words, first):
 """
 
 
+Loading = Callable[[int, Array], None]
+"""(first element, buffer): fills the buffer with stored elements."""
+
+
 class Reads(Protocol):
     """Where tensor bytes come from: the input files."""
 
@@ -143,17 +147,17 @@ class Worker:
 
     def _execute(self, job: Job) -> JobResult:
         """Run one job tile by tile on this processor."""
-        function = self._functions[id(job.phase)]
+        compute = self._functions[id(job.phase)](job, self._arena)
+        loads = [loading(self._reader, job, i) for i in range(len(job.phase.loads))]
         states = _job_states(job)
         tally = Tally()
         for begin, count in tiles(job):
             started = perf_counter()
-            inputs = [self._read(job, i, begin, count) for i in range(len(job.phase.loads))]
+            inputs = [self._read(job, i, load, begin, count) for i, load in enumerate(loads)]
             read = perf_counter()
-            tile = Tile(
-                job, begin, count, inputs, self._output(job, count), tile_states(job, states, begin, count)
-            )
-            tally.nonfinite += function(tile, self._arena)
+            output = self._output(job, count)
+            tile = Tile(job, begin, count, inputs, output, tile_states(job, states, begin, count))
+            tally.nonfinite += compute(tile)
             if tile.output is not None:
                 tally.checksum = (tally.checksum + tile_checksum(job, begin, tile.output)) % 2**64
             computed = perf_counter()
@@ -166,19 +170,19 @@ class Worker:
             tally.write_seconds += perf_counter() - computed
         return JobResult(job, tally, states)
 
-    def _read(self, job: Job, i: int, begin: int, count: int) -> Array:
-        load = job.phase.loads[i]
-        size = count * load.spec.dtype.bits // 8
+    def _read(self, job: Job, i: int, load: Loading, begin: int, count: int) -> Array:
+        node = job.phase.loads[i]
+        size = count * node.spec.dtype.bits // 8
         if not (begin == 0 and count == job.program.whole <= HELD):
             buffer = self._arena.bytes(f"load{i}", size)
-            read_tile(self._reader, job, i, begin, buffer)
+            load(begin, buffer)
             return buffer
         if self._held_for is not job.program:
             self._held_for, self._held = job.program, {}
-        slot: int = load.attributes["slot"]
+        slot: int = node.attributes["slot"]
         if slot not in self._held:
             self._held[slot] = self._arena.bytes(f"slot{slot}", size)
-            read_tile(self._reader, job, i, begin, self._held[slot])
+            load(begin, self._held[slot])
         return self._held[slot]
 
     def _output(self, job: Job, count: int) -> Array | None:
@@ -193,20 +197,19 @@ def _forget(progress: Progress) -> None:
         progress.values = {}
 
 
-def read_tile(reader: Reads, job: Job, i: int, begin: int, buffer: Array) -> None:
-    """Fill `buffer` with elements of load `i`, from element `begin` on."""
+def loading(reader: Reads, job: Job, i: int) -> Loading:
+    """How the tiles of load `i` of a job are read."""
     load = job.phase.loads[i]
-    bits = load.spec.dtype.bits
+    dtype, size = load.spec.dtype, load.spec.dtype.bits // 8
     source = job.program.source(load)
     view, value = source.view, source.filled
     if value is not None:
-        dtype = load.spec.dtype
-        buffer.view(STORAGE[dtype])[:] = stored_value(value, dtype)
-    elif view is None or view.contiguous:
-        first = begin + (0 if view is None else view.offset)
-        reader.read_into(source.checkpoint, source.tensor, first * bits // 8, buffer.data)
-    else:
-        read_view(view, bits // 8, begin, buffer, partial(reader.read_into, *source.name))
+        return lambda _, buffer: buffer.view(STORAGE[dtype]).fill(stored_value(value, dtype))
+    if view is None or view.contiguous:
+        before = 0 if view is None else view.offset
+        read, checkpoint, tensor = reader.read_into, source.checkpoint, source.tensor
+        return lambda begin, buffer: read(checkpoint, tensor, (before + begin) * size, buffer.data)
+    return lambda begin, buffer: read_view(view, size, begin, buffer, partial(reader.read_into, *source.name))
 
 
 def write_tile(writer: Writes, job: Job, begin: int, output: Array) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -37,9 +36,11 @@ class FilePool(Generic[Key]):
         self._lock = Lock()
         self._closed = False
 
-    @contextmanager
-    def use(self, key: Key) -> Iterator[int]:
-        """Hold the descriptor for `key` open for the duration of the block."""
+    def use(self, key: Key) -> _Use[Key]:
+        """Hold the descriptor for `key` open for the duration of a ``with`` block, which gets it."""
+        return _Use(self, key)
+
+    def _acquire(self, key: Key) -> list[int]:
         with self._lock:
             if self._closed:
                 raise ValueError("used after close()")
@@ -50,15 +51,13 @@ class FilePool(Generic[Key]):
             else:
                 self._open.move_to_end(key)
             handle[1] += 1
-        try:
-            yield handle[0]
-        finally:
-            self._release(handle)
+            return handle
 
     def _release(self, handle: list[int]) -> None:
         with self._lock:
             handle[1] -= 1
-            self._shrink(0 if self._closed else self._limit)
+            if self._closed or len(self._open) > self._limit:
+                self._shrink(0 if self._closed else self._limit)
 
     def _shrink(self, room: int) -> None:
         """Close idle descriptors, oldest first, until `room` are left. The lock is held."""
@@ -76,6 +75,22 @@ class FilePool(Generic[Key]):
         with self._lock:
             self._closed = True
             self._shrink(0)
+
+
+class _Use(Generic[Key]):
+    """A descriptor in use: a class of its own, as a generator would cost as much as a small read."""
+
+    __slots__ = ("_handle", "_key", "_pool")
+
+    def __init__(self, pool: FilePool[Key], key: Key) -> None:
+        self._pool, self._key = pool, key
+
+    def __enter__(self) -> int:
+        self._handle = self._pool._acquire(self._key)
+        return self._handle[0]
+
+    def __exit__(self, *_: object) -> None:
+        self._pool._release(self._handle)
 
 
 def byte_view(buffer: Buffer) -> memoryview:
