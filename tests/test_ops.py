@@ -35,6 +35,10 @@ def _digits(x: Any) -> Any:
     return ops.histogram(x, bits=4, width=width, sample=1, spare=False)
 
 
+def _magnitudes(x: Any) -> Any:
+    return ops.magnitudes(x, width=63 if ops.is_float64(x) else 31, size=ops.numel(x))
+
+
 def _bracket(x: Any) -> Any:
     return ops.narrow(_digits(x), 1.0, bits=4, width=63 if ops.is_float64(x) else 31)
 
@@ -103,6 +107,8 @@ EXAMPLES: dict[str, Expression] = {
     "l1_norm": lambda a, b: ops.l1_norm(a),
     "restoring_factor": lambda a, b: ops.restoring_factor(ops.l1_norm(a), ops.l1_norm(b)),
     "histogram": lambda a, b: _digits(_delta(a, b)),
+    "magnitudes": lambda a, b: _magnitudes(_delta(a, b)),
+    "of_rank": lambda a, b: ops.of_rank(_magnitudes(a), 2.0, width=63 if ops.is_float64(a) else 31),
     "around": lambda a, b: ops.around(
         _digits(_delta(a, b)), 1.0, bits=4, width=63 if ops.is_float64(a) else 31, total=100, share=False
     ),
@@ -217,6 +223,10 @@ WRONG: dict[str, Expression] = {
     "a histogram in a norm": lambda: ops.histogram(D, STAT, bits=16, width=31),
     "half the bits of a float64": lambda: ops.histogram(ops.delta(WIDE, A), bits=16, width=31),
     "more bits than a float32 has": lambda: ops.histogram(D, bits=16, width=63),
+    "magnitudes of half the bits": lambda: ops.magnitudes(ops.delta(WIDE, A), width=31, size=A.spec.numel),
+    "magnitudes of other elements": lambda: ops.magnitudes(D, width=31, size=A.spec.numel + 1),
+    "a rank of a norm": lambda: ops.of_rank(STAT, 1.0, width=31),
+    "magnitudes without a rank": lambda: ops.of_rank(_magnitudes(D), width=31),
     "a bracket from other counts": lambda: ops.narrow(_digits(D), 1.0, bits=5, width=31),
     "a bracket without a rank": lambda: ops.narrow(_digits(D), bits=4, width=31),
     "a bracket in a norm": lambda: ops.narrow(_digits(D), 1.0, STAT, bits=4, width=31),

@@ -14,7 +14,7 @@ from mergegraph.kernels import rows
 from mergegraph.kernels.batched import halved
 from mergegraph.kernels.norms import L1, NONZERO, OVERLAP, SQUARES
 from mergegraph.kernels.reduction import CHUNK, Array, Reduction, Span
-from mergegraph.kernels.select import HISTOGRAM
+from mergegraph.kernels.select import HISTOGRAM, MAGNITUDES
 from mergegraph.kernels.spherical import COLUMNS, GRAM
 from mergegraph.tensorspec import DType
 from tests.runtime.harness import normal
@@ -99,6 +99,16 @@ def test_magnitudes_are_counted_as_compiled_folds_count_them(width: int, which: 
     stats, attrs = brackets(x, width)[which], {"width": width, "bits": 15, "sample": 1, "spare": False}
     expected = by_chunk(HISTOGRAM, [x], attrs, CHUNK, *stats)
     np.testing.assert_array_equal(at_once(HISTOGRAM, [x], attrs, CHUNK, *stats), expected)
+
+
+@pytest.mark.parametrize("width", [31, 63])
+def test_magnitudes_are_collected_as_compiled_folds_collect_them(width: int) -> None:
+    x = normal(100_003, dtype=DType.F64 if width == 63 else DType.F32)
+    x[3], x[4], x[5] = torch.nan, torch.inf, -0.0
+    attrs = {"width": width, "size": len(x)}
+    expected = by_chunk(MAGNITUDES, [x], attrs, CHUNK)
+    np.testing.assert_array_equal(at_once(MAGNITUDES, [x], attrs, CHUNK), expected)
+    assert expected[0, 5] == 0 and (expected.reshape(-1) >= 0).all()
 
 
 @pytest.mark.parametrize("count", [1, 7, 64, 2048, 65_535, 70_000])

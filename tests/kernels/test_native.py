@@ -73,15 +73,17 @@ def test_a_missing_argument_is_an_error(function: Native) -> None:
 
 def test_a_call_is_made_again_with_some_arguments_changed(function: Native) -> None:
     table, out = np.array([[0.0, 2.0], [0.0, 3.0]]), np.zeros(4, np.uint16)
-    call = Call(function, (0, np.zeros(0, np.float32), table, out))
-    call.set(0, 4)
+    call = Call(function, (4, None, table, out))
     for first in range(3):
-        x = np.arange(first, first + 4 + first, dtype=np.float32)  # nothing else holds it
+        x = np.arange(first, first + 4 + first, dtype=np.float32)
+        x.flags.writeable = first != 1
         call.set(1, x)
-        del x
         again = np.zeros(4, np.uint16)
-        assert call() == function(4, np.arange(first, first + 4 + first, dtype=np.float32), table, again)
+        assert call() == function(4, x, table, again)
         assert out.tolist() == again.tolist()
+    call.set(0, 0)
+    call.set(1, np.zeros(0, np.float32))
+    assert call() == 0
     with pytest.raises(TypeError, match="contiguous"):
         call.set(1, np.zeros(4))
 

@@ -26,8 +26,8 @@ def staging(tmp_path: Path) -> Path:
 def unfinished(staging: Path) -> Path:
     with Journal.open(staging, HEADER) as journal:
         assert (journal.done, journal.resumed) == ({}, False)
-        journal.record("a", "1")
-        journal.record("é\n", "2")
+        journal.record({"a": "1"})
+        journal.record({"é\n": "2"})
     return staging / JOURNAL_FILE
 
 
@@ -43,7 +43,7 @@ def test_an_unfinished_run_is_continued(staging: Path) -> None:
 def test_a_tensor_recorded_twice_counts_as_last_recorded(staging: Path) -> None:
     unfinished(staging)
     with Journal.open(staging, HEADER) as journal:
-        journal.record("a", "3")
+        journal.record({"a": "3"})
     with Journal.open(staging, HEADER) as journal:
         assert journal.done == {"a": "3", "é\n": "2"}
 
@@ -57,7 +57,7 @@ def test_a_torn_last_line_is_forgotten_and_written_over(staging: Path, torn: byt
         file.write(torn)
     with Journal.open(staging, HEADER) as journal:
         assert journal.done == {"a": "1", "é\n": "2"}
-        journal.record("b", "3")
+        journal.record({"b": "3"})
     with Journal.open(staging, HEADER) as journal:
         assert journal.done == {"a": "1", "é\n": "2", "b": "3"}
 
@@ -116,7 +116,7 @@ def test_two_runs_at_once_are_kept_apart(staging: Path) -> None:
 def test_a_run_in_another_process_is_noticed_and_its_death_releases_the_lock(staging: Path) -> None:
     code = (
         "import sys, pathlib; from mergegraph.storage.journal import Journal\n"
-        "journal = Journal.open(pathlib.Path(sys.argv[1]), {}); journal.record('a', '1')\n"
+        "journal = Journal.open(pathlib.Path(sys.argv[1]), {}); journal.record({'a': '1'})\n"
         "print('locked', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(
@@ -152,7 +152,7 @@ def test_a_journal_replaced_between_opening_and_locking_is_not_used(
 
 def test_records_from_many_threads_are_whole_lines(staging: Path) -> None:
     with Journal.open(staging, HEADER) as journal, ThreadPoolExecutor(8) as threads:
-        list(threads.map(lambda i: journal.record(f"t{i}", "x" * 100), range(200)))
+        list(threads.map(lambda i: journal.record({f"t{i}": "x" * 100}), range(200)))
     with Journal.open(staging, HEADER) as journal:
         assert journal.done == {f"t{i}": "x" * 100 for i in range(200)}
 
@@ -162,7 +162,7 @@ def test_a_closed_journal_says_so(staging: Path) -> None:
     journal.close()
     journal.close()
     with pytest.raises(ValueError, match="after close"):
-        journal.record("a", "1")
+        journal.record({"a": "1"})
 
 
 def test_a_full_disk_and_a_file_in_the_way_are_typed(staging: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,7 +172,7 @@ def test_a_full_disk_and_a_file_in_the_way_are_typed(staging: Path, monkeypatch:
     with Journal.open(staging, HEADER) as journal:
         monkeypatch.setattr(os, "write", full)
         with pytest.raises(DiskFullError, match=JOURNAL_FILE):
-            journal.record("a", "1")
+            journal.record({"a": "1"})
     with pytest.raises(OutputError, match="cannot be written"):
         Journal.open(staging / JOURNAL_FILE / "below", HEADER)
 

@@ -82,6 +82,15 @@ def histogram(
     _count(state[0, 1 + bins :], torch.where(idle, spread + bins, places))
 
 
+def magnitudes(
+    state: Tensor, tensors: Sequence[Tensor], span: Span, _: Sequence[Array], attrs: Attrs
+) -> None:
+    """Put the bits of all magnitudes into the places of their elements."""
+    width = attrs["width"]
+    bits = tensors[0].contiguous().view(torch.int64 if width == 63 else torch.int32)
+    state[0, span.begin : span.begin + len(bits)] = bits & ((1 << width) - 1)
+
+
 def _count(counts: Tensor, places: Tensor) -> None:
     """Add one to the count of each place; places beyond them are dropped."""
     found = torch.zeros(len(counts) + _SPREAD, dtype=counts.dtype, device=counts.device)

@@ -13,7 +13,12 @@ import torch
 from torch import Tensor
 
 from mergegraph.kernels import fused_folds as fused
-from mergegraph.kernels.fused_select import fold_select32, fold_select64
+from mergegraph.kernels.fused_select import (
+    fold_magnitudes32,
+    fold_magnitudes64,
+    fold_select32,
+    fold_select64,
+)
 from mergegraph.kernels.reduction import Array
 from mergegraph.kernels.select import bracket_of
 
@@ -36,6 +41,13 @@ def histogram(tensors: Sequence[Tensor], stats: Sequence[Array], attrs: dict[str
     row = np.zeros(1 + (2 << attrs["bits"]), dtype=np.int32)
     fold(block, block.shape[1], row, *bracket_of(stats, attrs))
     return row
+
+
+def magnitudes(row: Array, tensors: Sequence[Tensor], begin: int, attrs: dict[str, Any]) -> None:
+    """Put the bits of the magnitudes of one chunk into a row of state, from place `begin` on."""
+    block = tensors[0].contiguous().numpy()[None]
+    fold = fold_magnitudes64 if attrs["width"] == 63 else fold_magnitudes32
+    fold(block, block.shape[1], row, begin)
 
 
 def l1(tensors: Sequence[Tensor], _: Sequence[Array], __: dict[str, Any]) -> Array:

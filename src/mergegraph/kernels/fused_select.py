@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mergegraph.kernels.fused import i64, jit, u32, u64
+from mergegraph.kernels.fused import i32, i64, jit, u32, u64
 from mergegraph.kernels.reduction import BLOCK
 
 
@@ -26,6 +26,22 @@ def fold_select64(block, count, state, low, shift, span, guess):  # type: ignore
     if shift >= 0:
         bits = block[0, :count].view(np.uint64)
         _count(bits, u64(0x7FFFFFFFFFFFFFFF), state, u64(low), u64(shift), u64(span), u64(guess))
+
+
+@jit
+def fold_magnitudes32(block, count, state, first):  # type: ignore[no-untyped-def]
+    """Put the magnitudes of the float32 ``block[0, :count]`` into `state`, from place `first` on."""
+    bits = block[0, :count].view(np.int32)
+    for i in range(count):
+        state[first + i] = bits[i] & i32(0x7FFFFFFF)
+
+
+@jit
+def fold_magnitudes64(block, count, state, first):  # type: ignore[no-untyped-def]
+    """Put the magnitudes of the float64 ``block[0, :count]`` into `state`, from place `first` on."""
+    bits = block[0, :count].view(np.int64)
+    for i in range(count):
+        state[first + i] = bits[i] & i64(0x7FFFFFFFFFFFFFFF)
 
 
 @jit

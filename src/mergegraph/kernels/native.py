@@ -68,7 +68,12 @@ class Native:
 class Call:
     """A call with its arguments in place, to be made again and again with some of them changed.
 
-    For one thread at a time. Arrays are not copied, and not let go before they are replaced.
+    For one thread at a time. Arrays are not copied. Those that it is made with live as long as it does; whoever
+    sets another one keeps it alive until the call was made.
+
+    Args:
+        native: what to call.
+        values: its arguments; None for what is set before the call is made.
 
     Raises:
         TypeError: an array is not what was compiled for: its memory would be taken for something else.
@@ -78,12 +83,13 @@ class Call:
         if len(values) != len(native.arguments):
             raise TypeError(f"{len(values)} arguments instead of {len(native.arguments)}")
         self._native = native
-        self._values = list(values)
+        self._values = values
         self._table = (ctypes.c_int64 * native.width)()
         self._found, self._failure = ctypes.c_int64(), ctypes.c_void_p()
         self._pointers = [ctypes.addressof(x) for x in (self._found, self._failure, self._table)]
         for i, value in enumerate(values):
-            self.set(i, value)
+            if value is not None:
+                self.set(i, value)
 
     def set(self, i: int, value: Any) -> None:
         """Change argument `i`."""
@@ -94,8 +100,11 @@ class Call:
         if value.dtype != array[0] or value.ndim != array[1] or not value.flags.c_contiguous:
             given = f"{value.dtype}{list(value.shape)}"
             raise TypeError(f"{given} instead of {array[1]} dimensions of {array[0]}, contiguous")
-        self._values[i] = value
-        self._table[at] = value.ctypes.data
+        try:
+            # A quarter of what it takes to ask the array.
+            self._table[at] = ctypes.addressof(ctypes.c_char.from_buffer(value))
+        except (TypeError, ValueError):  # it is empty, or not for writing
+            self._table[at] = value.ctypes.data
         self._table[at + 1 : at + 1 + array[1]] = value.shape
 
     def __call__(self) -> int:

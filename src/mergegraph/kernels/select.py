@@ -4,6 +4,7 @@ The bits of ``|x|`` order like the numbers themselves. A *bracket* is a run of b
 wanted one; counting what lies above it, and where in it elements lie, gives a narrower one. The first bracket
 comes from a sample of the tensor, so that one pass over the whole usually is enough (Floyd and Rivest 1975
 select by sampling, too). Where it missed, the next pass looks elsewhere: the result is exact in any case.
+The magnitudes of a small tensor are collected instead, and partitioned.
 
 A bracket is four integers: its lowest pattern; the shift that leads from an offset in it to a bin, or -1 if
 the lowest pattern is the answer; its span, the largest offset; a pattern in it that many elements may have.
@@ -89,6 +90,15 @@ def threshold(bracket: Array, *, width: int) -> Array:
     return result
 
 
+def of_rank(magnitudes: Array, rank: Array, *, width: int) -> Array:
+    """The rank-th largest of all magnitudes, at least the first and at most the last; 0 if there are none."""
+    if len(magnitudes) == 0:
+        return np.zeros(1)
+    place = max(0, len(magnitudes) - max(1, int(rank[0])))
+    bits = magnitudes if width == 63 else magnitudes.astype(np.uint32)  # half as wide, twice as fast
+    return threshold(np.partition(bits, place)[place : place + 1], width=width)
+
+
 def rank_of_share(count: Array, *, share: float) -> Array:
     """The rank of the ``⌊share · count⌋``-th largest element."""
     return np.array([float(int(float(count[0]) * share))])
@@ -140,3 +150,16 @@ def _unsettled(stats: Sequence[Array]) -> bool:
 HISTOGRAM = Reduction(_state, False, _code, "histogram", _finalise, needed=_unsettled)
 """How many magnitudes lie above a bracket; of those in it, how many in each bin; and of these, how many are
 not the first pattern of their bin."""
+
+
+def _room(_: int, attrs: dict[str, Any]) -> tuple[int, str]:
+    return attrs["size"], "int64" if attrs["width"] == 63 else "int32"
+
+
+def _collect(block: str, count: str, state: str, _: Sequence[str], attrs: dict[str, Any]) -> str:
+    size = 64 if attrs["width"] == 63 else 32
+    return f"fold_magnitudes{size}({block}, {count}, {state}, begin + lo)"
+
+
+MAGNITUDES = Reduction(_room, False, _collect, "magnitudes", _finalise, placed=True)
+"""The bits of every magnitude, in the places of their elements."""

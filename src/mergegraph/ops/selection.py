@@ -11,8 +11,8 @@ from mergegraph.ops.linear import is_float64, numel
 from mergegraph.ops.rules import STAT, Attrs, Specs, small, stat, stats, tensors, tile
 from mergegraph.tensorspec import DType, TensorSpec
 
-SAMPLED = 1 << 18
-"""Elements from which on a tensor is sampled before it is counted."""
+SAMPLED = 1 << 16
+"""Elements from which on a tensor is sampled and counted; magnitudes of smaller ones are collected."""
 SAMPLE = 16
 """One in so many elements is in the sample."""
 
@@ -31,6 +31,21 @@ def _histogram_spec(specs: Specs, attrs: Attrs) -> TensorSpec:
 
 def _counts(bits: int) -> TensorSpec:
     return stat(1 + (2 << bits), dtype=DType.I64)
+
+
+def _magnitudes_spec(specs: Specs, attrs: Attrs) -> TensorSpec:
+    (spec,) = tensors("magnitudes", specs, 1)
+    wide = tile("magnitudes", [spec], None).dtype is DType.F64
+    if (attrs["width"], attrs["size"]) != (63 if wide else 31, spec.numel):
+        raise GraphError(f"{attrs['size']} magnitudes of {attrs['width']} bits are not those of {spec}")
+    return stat(attrs["size"], dtype=DType.I64)
+
+
+def _of_rank_spec(specs: Specs, _: Attrs) -> TensorSpec:
+    if not specs or specs[0].space is not STAT or specs[0].dtype is not DType.I64:
+        raise GraphError("of_rank takes magnitudes")
+    stats("of_rank", specs[1:], 1)
+    return stat(1)
 
 
 def _around_spec(specs: Specs, attrs: Attrs) -> TensorSpec:
@@ -57,6 +72,8 @@ def _threshold_spec(specs: Specs, _: Attrs) -> TensorSpec:
 
 _SMALL = Locality.SMALL
 histogram = Op("histogram", Locality.REDUCE, _histogram_spec, "select:HISTOGRAM")
+magnitudes = Op("magnitudes", Locality.REDUCE, _magnitudes_spec, "select:MAGNITUDES")
+of_rank = Op("of_rank", _SMALL, _of_rank_spec, "select:of_rank")
 around = Op("around", _SMALL, _around_spec, "select:around")
 narrow = Op("narrow", _SMALL, _narrow_spec, "select:narrow")
 threshold = Op("threshold", _SMALL, _threshold_spec, "select:threshold")
@@ -72,7 +89,7 @@ def kth_largest_magnitude(x: Any, k: Any, *, share: float | None = None) -> Any:
 
     A sample of one in 16 elements suggests a bracket, one pass counts in it, and that usually is all. Passes
     that find out the rest are part of the expression, and not run if there is nothing to find out. No
-    sort, no copy; the result depends on the multiset of magnitudes only.
+    sort, and no copy but of a small tensor; the result depends on the multiset of magnitudes only.
 
     Args:
         x: the tensor.
@@ -82,23 +99,16 @@ def kth_largest_magnitude(x: Any, k: Any, *, share: float | None = None) -> Any:
     width, total = 63 if is_float64(x) else 31, numel(x)
     rank = float(k) if isinstance(k, int) else k
     if total < SAMPLED:
-        return _counted(x, rank, (), width, 11, -(-width // 11))
+        return of_rank(magnitudes(x, width=width, size=total), rank, width=width)
     bits = 13
     sample = histogram(x, width=width, bits=bits, sample=SAMPLE, spare=False)
     expected = rank if share is None else share
     bracket = around(sample, expected, width=width, bits=bits, total=total, share=share is not None)
-    return _counted(x, rank, (bracket,), width, bits, 1 + -(-width // bits))
-
-
-def _counted(x: Any, rank: Any, bracket: tuple[Any, ...], width: int, bits: int, passes: int) -> Any:
-    """Narrow a bracket (none: of everything) until it is one number, which takes `passes` at most.
-
-    Each pass leaves `bits` fewer bits open; where the first bracket comes from a sample, the first may fail.
-    """
-    for done in range(passes):
-        counts = histogram(x, *bracket, width=width, bits=bits, sample=1, spare=done > 0)
-        bracket = (narrow(counts, rank, *bracket, width=width, bits=bits),)
-    return threshold(*bracket, width=width)
+    # Each pass leaves `bits` fewer bits open; the bracket that comes from the sample may fail.
+    for done in range(1 + -(-width // bits)):
+        counts = histogram(x, bracket, width=width, bits=bits, sample=1, spare=done > 0)
+        bracket = narrow(counts, rank, bracket, width=width, bits=bits)
+    return threshold(bracket, width=width)
 
 
 def keep_largest(x: Any, density: float) -> Any:

@@ -163,9 +163,12 @@ class _Coordinator:
 
     def record(self) -> None:
         """Journal the pieces that the files hold by now; bytes still in this process could be lost."""
+        found: dict[str, str] = {}
         while self._unrecorded and self._writer.settled(self._unrecorded[0][0]):
             _, piece, value = self._unrecorded.popleft()
-            self._journal.record(piece, value)
+            found[piece] = value
+        if found:
+            self._journal.record(found)
 
     def _next(self) -> Work | None:
         if self._ready:

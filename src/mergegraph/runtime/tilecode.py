@@ -38,7 +38,9 @@ from mergegraph.kernels.fused_folds import (
     fold_columns, fold_gram, fold_l1, fold_nonzero, fold_overlap, fold_squares,
 )
 from mergegraph.kernels.fused_ranks import row_drop32, row_drop64, row_keep, row_kept
-from mergegraph.kernels.fused_select import fold_select32, fold_select64
+from mergegraph.kernels.fused_select import (
+    fold_magnitudes32, fold_magnitudes64, fold_select32, fold_select64,
+)
 from mergegraph.kernels.fused_rows import row_arc, row_divergence, row_stock
 
 """

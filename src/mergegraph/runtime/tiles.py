@@ -34,10 +34,11 @@ def stored_value(value: float, dtype: DType) -> Any:
 
 
 class Arena:
-    """Named scratch buffers that grow to the largest size asked for and are then reused."""
+    """What a worker reuses: named scratch buffers that grow to the largest size asked for, and calls by phase."""
 
     def __init__(self) -> None:
         self._buffers: dict[str, Array] = {}
+        self.calls: dict[int, Call] = {}
 
     def bytes(self, name: str, size: int) -> Array:
         """A uint8 view of `size` bytes of buffer `name`; earlier contents may still be there."""
@@ -92,7 +93,7 @@ def _copy(tile: Tile) -> int:
 def generated(phase: Phase, run: Native) -> PhaseFunction:
     """Wrap the compiled function of `phase`; see `mergegraph.runtime.tilecode.tile_source`.
 
-    What is the same for all tiles of a job is put in its place once.
+    Each worker has a call of its own, in which only what differs from tile to tile is changed.
     """
     inputs = [STORAGE[load.spec.dtype] for load in phase.loads]
     stats = [(stat.key, stat.is_row) for stat in phase.stats]
@@ -100,27 +101,29 @@ def generated(phase: Phase, run: Native) -> PhaseFunction:
     folds = [(f"block{i}", arity(r), STORAGE[block_dtype(r)]) for i, r in enumerate(phase.reductions)]
     result = None if phase.result is None else STORAGE[phase.result.spec.dtype]
     columns = phase.columns
-    first_stat = 5 + len(inputs)
-    by_row = [(first_stat + i, key) for i, (key, is_row) in enumerate(stats) if is_row]
-    by_row += [(first_stat + len(stats) + i, key) for i, key in enumerate(kept)]
-    first_state = first_stat + len(stats) + len(kept) + 2 * len(phase.rows)
+    known = list(enumerate([key for key, _ in stats] + kept, start=5 + len(inputs)))
+    moving = [(place, key) for (place, key), (_, is_row) in zip(known, stats, strict=False) if is_row]
+    moving += known[len(stats) :]
+    first_state = 5 + len(inputs) + len(known) + 2 * len(phase.rows)
     output = first_state + 2 * len(folds)
 
-    def prepared(job: Job, arena: Arena) -> TileFunction:
-        args: list[Any] = [0, 0, 0, columns, phase.chunk]
-        args += [np.empty(0, dtype) for dtype in inputs]
-        args += [job.values[key] for key, _ in stats]
-        args += [job.values[key] for key in kept]
+    def new_call(arena: Arena) -> Call:
+        args: list[Any] = [None, None, None, columns, phase.chunk]
+        args += [None] * (len(inputs) + len(known))
         for i, node in enumerate(phase.rows):
             args.append(_block(arena, f"row{i}", arity(node), columns, row_dtype(node)))
             args.append(_row_result(arena, i, node, columns))
         width = max(BLOCK, columns) if phase.by_rows else BLOCK
-        for reduction, (name, rows, dtype) in zip(phase.reductions, folds, strict=True):
-            state = reduction.op.implementation.empty(rows, reduction.attributes, 0)
-            args += [state, _block(arena, name, rows, width, dtype)]
-        if result is not None:
-            args.append(np.empty(0, result))
-        call = Call(run, args)
+        for name, rows, dtype in folds:
+            args += [None, _block(arena, name, rows, width, dtype)]
+        return Call(run, args if result is None else [*args, None])
+
+    def prepared(job: Job, arena: Arena) -> TileFunction:
+        call = arena.calls.get(id(phase))
+        if call is None:
+            call = arena.calls[id(phase)] = new_call(arena)
+        for place, key in known:
+            call.set(place, job.values[key])
 
         def compute(tile: Tile) -> int:
             call.set(0, tile.count)
@@ -129,7 +132,7 @@ def generated(phase: Phase, run: Native) -> PhaseFunction:
             for i, dtype in enumerate(inputs):
                 call.set(5 + i, tile.inputs[i].view(dtype))
             row = tile.begin // max(columns, 1)
-            for place, key in by_row:
+            for place, key in moving:
                 call.set(place, job.values[key][row:])
             for i, state in enumerate(tile.states):
                 call.set(first_state + 2 * i, state)

@@ -104,7 +104,7 @@ class Phase:
     def columns(self) -> int:
         """Length of a row of elements, for ops that see rows or columns; 1 if there are none."""
         for n in self.reductions:
-            if n.op.implementation.placed:
+            if "columns" in n.attributes:
                 return int(n.attributes["columns"])
         for n in self.body:
             if n.op.by_column:

@@ -77,8 +77,8 @@ class Journal:
             os.close(descriptor)
             raise
 
-    def record(self, tensor: str, checksum: str) -> None:
-        """Note that `tensor` is completely written; thread-safe.
+    def record(self, checksums: Mapping[str, str]) -> None:
+        """Note the checksums of tensors that are completely written; thread-safe.
 
         Raises:
             ExecutionError: the journal cannot be written.
@@ -87,7 +87,7 @@ class Journal:
             if self._descriptor is None:
                 raise ValueError("used after close()")
             try:
-                _append(self._descriptor, {"tensor": tensor, "checksum": checksum})
+                _append(self._descriptor, *({"tensor": k, "checksum": v} for k, v in checksums.items()))
             except OSError as error:
                 raise write_error(error, self._path) from error
 
@@ -192,7 +192,7 @@ def _start(descriptor: int, path: Path, header: Mapping[str, Any]) -> None:
     sync_directory(path.parent)
 
 
-def _append(descriptor: int, line: Mapping[str, Any]) -> None:
-    view = memoryview(json.dumps(line).encode() + b"\n")
+def _append(descriptor: int, *lines: Mapping[str, Any]) -> None:
+    view = memoryview(b"".join(json.dumps(line).encode() + b"\n" for line in lines))
     while view:
         view = view[os.write(descriptor, view) :]
