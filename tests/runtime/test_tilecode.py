@@ -309,9 +309,9 @@ def test_numbers_of_rows_are_the_same_in_every_phase_that_uses_them(
     a, b = loads([x, y])
     scores = ops.importance(ops.delta(a, b), ops.row_divergence(a, b))
     expression = ops.keep_where(ops.delta(a, b), scores, ops.kth_largest_magnitude(scores, 2 * shape[0]))
-    phases = cut(expression)
-    assert [bool(p.kept) for p in phases] == [shape[1] >= LONG_ROW, False, False, False]
-    assert [bool(p.known_rows) for p in phases] == [False] + 3 * [shape[1] >= LONG_ROW]
+    first, *later = [phase for phase in cut(expression) if phase.sample == 1]
+    assert (bool(first.kept), bool(first.known_rows)) == (shape[1] >= LONG_ROW, False)
+    assert {(bool(p.kept), bool(p.known_rows)) for p in later} == {(False, shape[1] >= LONG_ROW)}
     expected = eager(expression, [x, y])
     for tile in (65_536, 1_048_576):
         found = schedule_run(expression, [x, y], mode=mode, tile=tile, backwards=True).tensor

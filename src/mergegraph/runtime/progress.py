@@ -103,7 +103,10 @@ class Progress:
         """Take in one result; return the jobs of the next phase if this one is now complete."""
         self.tally.add(result.tally)
         phase = result.job.phase
+        self.states = self.states or result.states
         for reduction, state, part in zip(phase.reductions, self.states, result.states, strict=True):
+            if state is part:
+                continue
             kernel = reduction.op.implementation
             if kernel.per_chunk:
                 first = result.job.begin // (phase.chunk * kernel.chunks(reduction.attributes))
@@ -115,8 +118,10 @@ class Progress:
 
     def _enter(self) -> list[Job]:
         phase = self.program.phases[self.level]
+        self.values |= phase.constants
         for node in phase.small:
-            self.values[node.key] = self._evaluate(node)
+            if node.key not in phase.constants:
+                self.values[node.key] = self._evaluate(node)
         for node in phase.spent:
             del self.values[node.key]
         for node in phase.kept:
@@ -128,9 +133,10 @@ class Progress:
             self.level += 1
             return self._enter()
         numel = self.program.whole
-        self.states = [_state(r, numel, phase) for r in phase.reductions]
         jobs = list(self._jobs(phase, numel))
         self.pending = len(jobs)
+        # The state of an only job is that of the whole.
+        self.states = [] if len(jobs) == 1 else [_state(r, numel, phase) for r in phase.reductions]
         return jobs or self._leave()
 
     def _needed(self, phase: Phase) -> bool:

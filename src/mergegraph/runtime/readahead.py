@@ -17,6 +17,8 @@ WINDOW = 256 << 20
 """Bytes that may be asked for ahead of the work; they are in the page cache, not in the process."""
 STEP = 4 << 20
 """Bytes asked for at a time from one file."""
+SMALL = 1 << 17
+"""Tensors of fewer bytes are left to the system's own read-ahead: their neighbours are read next."""
 
 
 class Advises(Protocol):
@@ -90,6 +92,9 @@ class ReadAhead:
         for program in self._programs:
             loads = [load for load in program.phases[0].loads if program.source(load).filled is None]
             size = max((load.spec.nbytes for load in loads), default=0)
+            if size < SMALL:
+                at += sum(load.spec.nbytes for load in loads)
+                continue
             for offset in range(0, size, STEP):
                 for load in loads:
                     source, length = program.source(load), min(STEP, load.spec.nbytes - offset)

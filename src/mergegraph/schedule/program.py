@@ -8,7 +8,7 @@ from functools import cached_property
 from mergegraph.checkpoint.view import View
 from mergegraph.graph.graph import SourceTensor
 from mergegraph.graph.node import Locality, Node
-from mergegraph.kernels.reduction import CHUNK
+from mergegraph.kernels.reduction import CHUNK, Array
 from mergegraph.tensorspec import TensorSpec
 
 
@@ -49,6 +49,12 @@ class Phase:
         if any(n.op.by_column for n in self.body) and (self.by_rows or self.reductions):
             return False
         return all(n.op.scalar is not None or n.op.row for n in self.body)
+
+    @cached_property
+    def constants(self) -> dict[bytes, Array]:
+        """The values of those of `small` that are the same for all programs."""
+        fixed = (n for n in self.small if n.op.name == "constant")
+        return {n.key: n.op.implementation(**n.attributes) for n in fixed}
 
     @cached_property
     def sample(self) -> int:
