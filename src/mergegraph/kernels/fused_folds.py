@@ -17,20 +17,50 @@ from mergegraph.kernels.reduction import BLOCK, Array
 
 
 @jit
+def fold_gram2(block, count, state):  # type: ignore[no-untyped-def]
+    """`fold_gram` of two rows: to compile what is known to be enough takes a third of the time."""
+    full = count - count % LANES
+    _add(state, dot_products((block[0], block[1]), full))
+    _add_rest(block, full, count, state)
+
+
+@jit
+def fold_gram3(block, count, state):  # type: ignore[no-untyped-def]
+    """`fold_gram` of three rows."""
+    full = count - count % LANES
+    _add(state, dot_products((block[0], block[1], block[2]), full))
+    _add_rest(block, full, count, state)
+
+
+@jit
+def fold_gram4(block, count, state):  # type: ignore[no-untyped-def]
+    """`fold_gram` of four rows."""
+    full = count - count % LANES
+    _add(state, dot_products((block[0], block[1], block[2], block[3]), full))
+    _add_rest(block, full, count, state)
+
+
+@jit
 def fold_gram(block, count, state):  # type: ignore[no-untyped-def]
     """Add the dot products of all pairs of ``block[k, :count]`` to `state`, each row with itself first."""
-    models, full = len(block), count - count % LANES
+    models = len(block)
     if models == 2:
-        _add(state, dot_products((block[0], block[1]), full))
+        fold_gram2(block, count, state)
     elif models == 3:
-        _add(state, dot_products((block[0], block[1], block[2]), full))
+        fold_gram3(block, count, state)
     elif models == 4:
-        _add(state, dot_products((block[0], block[1], block[2], block[3]), full))
+        fold_gram4(block, count, state)
     else:
+        full = count - count % LANES
         _gram_by_threes(block, full, state)
+        _add_rest(block, full, count, state)
+
+
+@helper
+def _add_rest(block, full, count, state):  # type: ignore[no-untyped-def]
     at = 0
-    for p in range(models):
-        for q in range(p, models):
+    for p in range(len(block)):
+        for q in range(p, len(block)):
             for i in range(full, count):
                 state[at] += f64(block[p, i]) * f64(block[q, i])
             at += 1

@@ -8,7 +8,7 @@ import numpy as np
 
 from mergegraph.kernels.combinations import STRAIGHT
 from mergegraph.kernels.fused import f64, helper, i64, jit
-from mergegraph.kernels.fused_folds import fold_gram
+from mergegraph.kernels.fused_folds import fold_gram, fold_gram2
 from mergegraph.kernels.fused_vector import LANES, largest_of, sum_of
 
 
@@ -16,7 +16,7 @@ from mergegraph.kernels.fused_vector import LANES, largest_of, sum_of
 def row_arc(block, count, out, t):  # type: ignore[no-untyped-def]
     """Coefficients of spherical interpolation between two rows."""
     products = np.zeros(3)
-    fold_gram(block, count, products)
+    fold_gram2(block, count, products)
     a, b = max(np.sqrt(products[0]), 1e-7), max(np.sqrt(products[2]), 1e-7)
     quotient = products[1] / (a * b)
     cosine = min(1.0, max(-1.0, quotient)) if np.isfinite(quotient) else 1.0

@@ -39,8 +39,9 @@ class Reduction:
         state: (number of tensors, attrs) → (length, dtype name) of one row of state.
         per_chunk: one row per chunk (inexact folds), or one row in all (counts, where order
             cannot matter).
-        code: (block, elements, state, STAT names, attrs) → a statement that folds a block of
-            elements, for generated code; it may call anything in `mergegraph.kernels.fused`.
+        code: (block, elements, state, STAT names, attrs and the number of tensors as ``arity``) → a
+            statement that folds a block of elements, for generated code; it may call anything in
+            `mergegraph.kernels.fused`.
         fold: the name of the functions that do the same on torch tensors. In `kernels.folds`:
             (tensors of one chunk on the CPU, STATs, attrs) → one row of state. In `kernels.batched`:
             (rows of state, tensors of one tile, `Span`, STATs, attrs), which adds to the state on any device.

@@ -50,8 +50,9 @@ def _column_finalise(rows: Array, _: int, __: dict[str, Any]) -> Array:
     return total.reshape(3, -1)
 
 
-def _gram_code(block: str, count: str, state: str, _: Sequence[str], __: dict[str, Any]) -> str:
-    return f"fold_gram({block}, {count}, {state})"
+def _gram_code(block: str, count: str, state: str, _: Sequence[str], attrs: dict[str, Any]) -> str:
+    few = attrs["arity"] if attrs["arity"] in (2, 3, 4) else ""
+    return f"fold_gram{few}({block}, {count}, {state})"
 
 
 def _gram_finalise(rows: Array, arity: int, _: dict[str, Any]) -> Array:

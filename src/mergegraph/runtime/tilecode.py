@@ -35,7 +35,8 @@ from mergegraph.kernels.fused import (
     uniform, up_bf16, up_f16,
 )
 from mergegraph.kernels.fused_folds import (
-    fold_columns, fold_gram, fold_l1, fold_nonzero, fold_overlap, fold_squares,
+    fold_columns, fold_gram, fold_gram2, fold_gram3, fold_gram4, fold_l1, fold_nonzero, fold_overlap,
+    fold_squares,
 )
 from mergegraph.kernels.fused_ranks import row_drop32, row_drop64, row_keep, row_kept
 from mergegraph.kernels.fused_select import (
@@ -182,7 +183,8 @@ class _Writer:
             several = kernel.per_chunk and kernel.chunks(reduction.attributes) == 1
             row = f"lo // {chunk}" if several else "0"
             stats = [self.names[x.key] for x in reduction.inputs if x.is_stat]
-            yield kernel.code(block, "m", f"s{r}[{row}]", stats, reduction.attributes)
+            attrs = {**reduction.attributes, "arity": len(operands)}
+            yield kernel.code(block, "m", f"s{r}[{row}]", stats, attrs)
 
     def _write(self, root: Node, *before: str) -> Iterator[str]:
         """Store the m elements from `lo` on, and count those that are not finite if there are any."""
