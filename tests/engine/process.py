@@ -81,12 +81,16 @@ def _points() -> dict[str, tuple[Any, str]]:
 
 
 def _die_at(point: str, after: int, name: str) -> None:
-    """Signal this process at a passage of `point`; a write is torn in the middle."""
+    """Signal this process at a passage of `point`; a write is torn, and so is a record of several."""
     owner, attribute = _points()[point]
     real: Callable[..., Any] = getattr(owner, attribute)
     passed = iter(range(after + 1))
 
     def watched(*args: Any, **more: Any) -> Any:
+        if point == "record" and len(args[1]) > 1:
+            for entry in args[1].items():
+                watched(args[0], dict([entry]))
+            return None
         if next(passed, None) == after:
             if point == "write":
                 writer, tensor, offset, buffer = args

@@ -737,14 +737,15 @@ class Crash(Exception):
     """Stands for the end of the process."""
 
 
-def stops_after(finished: int) -> Callable[[Journal, str, str], None]:
+def stops_after(finished: int) -> Callable[[Journal, Mapping[str, str]], None]:
     """`Journal.record` of a process that ends after so many tensors."""
     real, count = Journal.record, iter(range(finished))
 
-    def record(self: Journal, tensor: str, checksum: str) -> None:
-        if next(count, None) is None:
-            raise Crash
-        real(self, tensor, checksum)
+    def record(self: Journal, checksums: Mapping[str, str]) -> None:
+        for tensor, checksum in checksums.items():
+            if next(count, None) is None:
+                raise Crash
+            real(self, {tensor: checksum})
 
     return record
 

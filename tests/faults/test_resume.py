@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,11 @@ def crash(plan: Path, out: Path, *, after: int = 6, **options: Any) -> Path:
     """Run until `after` tensors are finished; return the staging directory."""
     real, count = Journal.record, iter(range(after))
 
-    def record(self: Journal, tensor: str, checksum: str) -> None:
-        if next(count, None) is None:
-            raise Crash
-        real(self, tensor, checksum)
+    def record(self: Journal, checksums: Mapping[str, str]) -> None:
+        for tensor, checksum in checksums.items():
+            if next(count, None) is None:
+                raise Crash
+            real(self, {tensor: checksum})
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Journal, "record", record)

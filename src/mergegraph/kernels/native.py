@@ -68,8 +68,8 @@ class Native:
 class Call:
     """A call with its arguments in place, to be made again and again with some of them changed.
 
-    For one thread at a time. Arrays are not copied. Those that it is made with live as long as it does; whoever
-    sets another one keeps it alive until the call was made.
+    For one thread at a time. Arrays are not copied. Those that it is made with live as long as it does;
+    whoever sets another one keeps it alive until the call was made.
 
     Args:
         native: what to call.

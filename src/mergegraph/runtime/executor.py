@@ -20,7 +20,7 @@ from mergegraph.runtime.codecache import load_code
 from mergegraph.runtime.progress import Job, JobResult, Progress, Tally
 from mergegraph.runtime.readahead import ReadAhead
 from mergegraph.runtime.tilecode import tile_source
-from mergegraph.runtime.tiles import PhaseFunction, arguments_of, copied, generated
+from mergegraph.runtime.tiles import Generated, PhaseFunction, arguments_of, copied
 from mergegraph.runtime.workers import Batch, Failure, Outcome, Pool, Work, Worker, checksum
 from mergegraph.schedule.memory import JOB_TILES, JOBS_PER_WORKER
 from mergegraph.schedule.program import Phase, Program
@@ -112,7 +112,7 @@ def phase_functions(programs: list[Program]) -> dict[int, PhaseFunction]:
 
 def _function(phase: Phase) -> PhaseFunction:
     if phase.generated:
-        return generated(phase, load_code(tile_source(phase), arguments_of(phase)))
+        return Generated(phase, load_code(tile_source(phase), arguments_of(phase)))
     from mergegraph.runtime.interpret import interpreted  # loads torch, which most runs do without
 
     return interpreted(phase)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ def stored_value(value: float, dtype: DType) -> Any:
 
 
 class Arena:
-    """What a worker reuses: named scratch buffers that grow to the largest size asked for, and calls by phase."""
+    """What a worker reuses: calls by phase, and named buffers that grow to the largest size asked for."""
 
     def __init__(self) -> None:
         self._buffers: dict[str, Array] = {}
@@ -90,59 +91,64 @@ def _copy(tile: Tile) -> int:
     return 0
 
 
-def generated(phase: Phase, run: Native) -> PhaseFunction:
-    """Wrap the compiled function of `phase`; see `mergegraph.runtime.tilecode.tile_source`.
+class Generated:
+    """The compiled function of a phase, as a `PhaseFunction`; see `mergegraph.runtime.tilecode.tile_source`.
 
     Each worker has a call of its own, in which only what differs from tile to tile is changed.
+
+    Args:
+        phase: what was compiled.
+        run: the result.
     """
-    inputs = [STORAGE[load.spec.dtype] for load in phase.loads]
-    stats = [(stat.key, stat.is_row) for stat in phase.stats]
-    kept = [node.key for node in (*phase.kept, *phase.marks, *phase.marked)]
-    folds = [(f"block{i}", arity(r), STORAGE[block_dtype(r)]) for i, r in enumerate(phase.reductions)]
-    result = None if phase.result is None else STORAGE[phase.result.spec.dtype]
-    columns = phase.columns
-    known = list(enumerate([key for key, _ in stats] + kept, start=5 + len(inputs)))
-    moving = [(place, key) for (place, key), (_, is_row) in zip(known, stats, strict=False) if is_row]
-    moving += known[len(stats) :]
-    first_state = 5 + len(inputs) + len(known) + 2 * len(phase.rows)
-    output = first_state + 2 * len(folds)
 
-    def new_call(arena: Arena) -> Call:
-        args: list[Any] = [None, None, None, columns, phase.chunk]
-        args += [None] * (len(inputs) + len(known))
-        for i, node in enumerate(phase.rows):
-            args.append(_block(arena, f"row{i}", arity(node), columns, row_dtype(node)))
-            args.append(_row_result(arena, i, node, columns))
-        width = max(BLOCK, columns) if phase.by_rows else BLOCK
-        for name, rows, dtype in folds:
-            args += [None, _block(arena, name, rows, width, dtype)]
-        return Call(run, args if result is None else [*args, None])
+    def __init__(self, phase: Phase, run: Native) -> None:
+        self._phase, self._run = phase, run
+        self._inputs = [STORAGE[load.spec.dtype] for load in phase.loads]
+        self._result = None if phase.result is None else STORAGE[phase.result.spec.dtype]
+        stats = [stat.key for stat in phase.stats]
+        kept = [node.key for node in (*phase.kept, *phase.marks, *phase.marked)]
+        self._known = list(enumerate(stats + kept, start=5 + len(self._inputs)))
+        rows = {*kept, *(stat.key for stat in phase.stats if stat.is_row)}
+        self._by_row = [(place, key) for place, key in self._known if key in rows]
+        self._first_state = 5 + len(self._inputs) + len(self._known) + 2 * len(phase.rows)
+        self._output = self._first_state + 2 * len(phase.reductions)
 
-    def prepared(job: Job, arena: Arena) -> TileFunction:
-        call = arena.calls.get(id(phase))
+    def __call__(self, job: Job, arena: Arena) -> TileFunction:
+        """Put what is known of a job into its places."""
+        call = arena.calls.get(id(self))
         if call is None:
-            call = arena.calls[id(phase)] = new_call(arena)
-        for place, key in known:
+            call = arena.calls[id(self)] = self._new_call(arena)
+        for place, key in self._known:
             call.set(place, job.values[key])
+        return partial(self._compute, call)
 
-        def compute(tile: Tile) -> int:
-            call.set(0, tile.count)
-            call.set(1, tile.begin)
-            call.set(2, tile.begin)
-            for i, dtype in enumerate(inputs):
-                call.set(5 + i, tile.inputs[i].view(dtype))
-            row = tile.begin // max(columns, 1)
-            for place, key in moving:
-                call.set(place, job.values[key][row:])
-            for i, state in enumerate(tile.states):
-                call.set(first_state + 2 * i, state)
-            if tile.output is not None:
-                call.set(output, tile.output.view(result))
-            return call()
+    def _compute(self, call: Call, tile: Tile) -> int:
+        call.set(0, tile.count)
+        call.set(1, tile.begin)
+        call.set(2, tile.begin)
+        for i, dtype in enumerate(self._inputs):
+            call.set(5 + i, tile.inputs[i].view(dtype))
+        row = tile.begin // max(self._phase.columns, 1)
+        for place, key in self._by_row:
+            call.set(place, tile.job.values[key][row:])
+        for i, state in enumerate(tile.states):
+            call.set(self._first_state + 2 * i, state)
+        if tile.output is not None:
+            call.set(self._output, tile.output.view(self._result))
+        return call()
 
-        return compute
-
-    return prepared
+    def _new_call(self, arena: Arena) -> Call:
+        phase = self._phase
+        args: list[Any] = [None, None, None, phase.columns, phase.chunk]
+        args += [None] * (len(self._inputs) + len(self._known))
+        for i, node in enumerate(phase.rows):
+            args.append(_block(arena, f"row{i}", arity(node), phase.columns, row_dtype(node)))
+            args.append(_row_result(arena, i, node, phase.columns))
+        width = max(BLOCK, phase.columns) if phase.by_rows else BLOCK
+        for i, reduction in enumerate(phase.reductions):
+            dtype = STORAGE[block_dtype(reduction)]
+            args += [None, _block(arena, f"block{i}", arity(reduction), width, dtype)]
+        return Call(self._run, args if phase.result is None else [*args, None])
 
 
 def _block(arena: Arena, name: str, rows: int, columns: int, dtype: Any) -> Array:
