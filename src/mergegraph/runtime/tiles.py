@@ -45,6 +45,7 @@ class Arena:
         """A uint8 view of `size` bytes of buffer `name`; earlier contents may still be there."""
         buffer = self._buffers.get(name)
         if buffer is None or buffer.nbytes < size:
+            self.calls.clear()  # they would keep the smaller one alive, which nobody has counted
             buffer = self._buffers[name] = np.empty(max(size, 1), dtype=np.uint8)
         return buffer[:size]
 
