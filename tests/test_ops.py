@@ -39,8 +39,13 @@ def _magnitudes(x: Any) -> Any:
     return ops.magnitudes(x, width=63 if ops.is_float64(x) else 31, size=ops.numel(x))
 
 
+def _around(x: Any) -> Any:
+    width = 63 if ops.is_float64(x) else 31
+    return ops.around(_digits(x), 1.0, bits=4, width=width, total=100, share=False)
+
+
 def _bracket(x: Any) -> Any:
-    return ops.narrow(_digits(x), 1.0, bits=4, width=63 if ops.is_float64(x) else 31)
+    return ops.narrow(_digits(x), 1.0, _around(x), bits=4, width=63 if ops.is_float64(x) else 31)
 
 
 EXAMPLES: dict[str, Expression] = {
@@ -109,9 +114,7 @@ EXAMPLES: dict[str, Expression] = {
     "histogram": lambda a, b: _digits(_delta(a, b)),
     "magnitudes": lambda a, b: _magnitudes(_delta(a, b)),
     "of_rank": lambda a, b: ops.of_rank(_magnitudes(a), 2.0, width=63 if ops.is_float64(a) else 31),
-    "around": lambda a, b: ops.around(
-        _digits(_delta(a, b)), 1.0, bits=4, width=63 if ops.is_float64(a) else 31, total=100, share=False
-    ),
+    "around": lambda a, b: _around(_delta(a, b)),
     "narrow": lambda a, b: _bracket(_delta(a, b)),
     "threshold": lambda a, b: ops.threshold(_bracket(_delta(a, b)), width=63 if ops.is_float64(a) else 31),
 }
@@ -227,8 +230,9 @@ WRONG: dict[str, Expression] = {
     "magnitudes of other elements": lambda: ops.magnitudes(D, width=31, size=A.spec.numel + 1),
     "a rank of a norm": lambda: ops.of_rank(STAT, 1.0, width=31),
     "magnitudes without a rank": lambda: ops.of_rank(_magnitudes(D), width=31),
-    "a bracket from other counts": lambda: ops.narrow(_digits(D), 1.0, bits=5, width=31),
-    "a bracket without a rank": lambda: ops.narrow(_digits(D), bits=4, width=31),
+    "a bracket from other counts": lambda: ops.narrow(_digits(D), 1.0, _around(D), bits=5, width=31),
+    "a bracket without a rank": lambda: ops.narrow(_digits(D), _around(D), bits=4, width=31),
+    "a bracket within nothing": lambda: ops.narrow(_digits(D), 1.0, bits=4, width=31),
     "a bracket in a norm": lambda: ops.narrow(_digits(D), 1.0, STAT, bits=4, width=31),
     "a bracket around nothing": lambda: node(ops.around, bits=4, width=31, total=1, share=False),
     "a threshold from one number": lambda: node(ops.threshold, (1.0,), width=31),
@@ -262,7 +266,7 @@ WRONG: dict[str, Expression] = {
     "counting a statistic": lambda: node(ops.histogram, STAT, bits=16, width=31),
     "identity of statistics": lambda: node(ops.IDENTICAL, STAT, STAT),
     "a threshold of a tensor": lambda: ops.threshold(loads([normal(2)])[0], width=31),
-    "a bracket in a tensor": lambda: ops.narrow(A, 1.0, bits=4, width=31),
+    "a bracket in a tensor": lambda: ops.narrow(A, 1.0, _around(D), bits=4, width=31),
     # rows, and numbers for each of them
     "arcs between three rows": lambda: ops.row_arc(A, B, A, 0.5),
     "arcs without a position": lambda: ops.row_arc(A, B),

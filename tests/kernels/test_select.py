@@ -147,11 +147,10 @@ def test_a_histogram_without_a_bracket_counts_everything(kernel: str) -> None:
 # ---- brackets --------------------------------------------------------------------------------------------
 
 
-def narrowed(x: Tensor, k: int, bracket: np.ndarray | None, bits: int) -> np.ndarray:  # type: ignore[type-arg]
+def narrowed(x: Tensor, k: int, bracket: np.ndarray, bits: int) -> np.ndarray:  # type: ignore[type-arg]
     attrs = {"width": 63 if x.dtype is torch.float64 else 31, "bits": bits}
-    known = () if bracket is None else (bracket,)
     found: np.ndarray = narrow(  # type: ignore[type-arg]
-        folds.histogram([x], known, attrs), np.array([float(k)]), bracket, **attrs
+        folds.histogram([x], [bracket], attrs), np.array([float(k)]), bracket, **attrs
     )
     return found
 
@@ -181,7 +180,8 @@ def test_a_bracket_that_was_narrowed_to_one_number_stays() -> None:
 def test_numbers_with_few_bits_are_settled_by_one_pass() -> None:
     """As differences of 16-bit weights are: what no bin tells apart is not there."""
     x = (normal(10_000) * 64).round() / 64
-    assert narrowed(x, 3000, None, 15)[1] == -1
+    everything = np.array([0, 31 - 15, 2**31 - 1, 0])
+    assert narrowed(x, 3000, everything, 15)[1] == -1
 
 
 @pytest.mark.parametrize("share", [False, True])

@@ -44,7 +44,7 @@ def histogram(tensors: Sequence[Tensor], stats: Sequence[Array], attrs: dict[str
 
 
 def magnitudes(row: Array, tensors: Sequence[Tensor], begin: int, attrs: dict[str, Any]) -> None:
-    """Put the bits of the magnitudes of one chunk into a row of state, from place `begin` on."""
+    """The bits of every magnitude, in the place of its element; of one chunk, from `begin` on."""
     block = tensors[0].contiguous().numpy()[None]
     fold = fold_magnitudes64 if attrs["width"] == 63 else fold_magnitudes32
     fold(block, block.shape[1], row, begin)

@@ -52,12 +52,11 @@ def around(counts: Array, rank: Array, *, width: int, bits: int, total: int, sha
     return _bracket(low << step, ((high + 1) << step) - 1, heaviest << step, bits)
 
 
-def narrow(counts: Array, rank: Array, bracket: Array | None = None, *, width: int, bits: int) -> Array:
-    """The bracket that `counts` in `bracket` (none: of everything) leave for the rank-th largest element."""
+def narrow(counts: Array, rank: Array, bracket: Array, *, width: int, bits: int) -> Array:
+    """The bracket that `counts` in `bracket` leave for the rank-th largest element."""
     most = (1 << width) - 1
-    known = () if bracket is None else (bracket,)
-    low, shift, span, _ = bracket_of(known, {"width": width, "bits": bits})
-    if bracket is not None and shift == _FOUND:
+    low, shift, span, _ = (int(x) for x in bracket)
+    if shift == _FOUND:
         return bracket
     seen, inexact = _bins(counts)
     left = int(rank[0]) - int(counts[0])

@@ -59,7 +59,7 @@ def _narrow_spec(specs: Specs, attrs: Attrs) -> TensorSpec:
     if not specs or specs[0] != _counts(attrs["bits"]):
         raise GraphError("narrow takes the counts of a histogram")
     stats("narrow", specs[1:2], 1)
-    if tuple(specs[2:]) not in ((), (_BRACKET,)):
+    if tuple(specs[2:]) != (_BRACKET,):
         raise GraphError("narrow takes counts, a rank, and the bracket that was counted in")
     return _BRACKET
 

@@ -103,16 +103,16 @@ class Progress:
         """Take in one result; return the jobs of the next phase if this one is now complete."""
         self.tally.add(result.tally)
         phase = result.job.phase
-        self.states = self.states or result.states
-        for reduction, state, part in zip(phase.reductions, self.states, result.states, strict=True):
-            if state is part:
-                continue
-            kernel = reduction.op.implementation
-            if kernel.per_chunk:
-                first = result.job.begin // (phase.chunk * kernel.chunks(reduction.attributes))
-                state[first : first + len(part)] = part
-            else:
-                state += part
+        if not self.states:
+            self.states = result.states  # of an only job, or of none
+        else:
+            for reduction, state, part in zip(phase.reductions, self.states, result.states, strict=True):
+                kernel = reduction.op.implementation
+                if kernel.per_chunk:
+                    first = result.job.begin // (phase.chunk * kernel.chunks(reduction.attributes))
+                    state[first : first + len(part)] = part
+                else:
+                    state += part
         self.pending -= 1
         return self._leave() if self.pending == 0 else []
 

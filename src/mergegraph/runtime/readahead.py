@@ -93,7 +93,7 @@ class ReadAhead:
             loads = [load for load in program.phases[0].loads if program.source(load).filled is None]
             size = max((load.spec.nbytes for load in loads), default=0)
             if size < SMALL:
-                at += sum(load.spec.nbytes for load in loads)
+                at += _size(program)
                 continue
             for offset in range(0, size, STEP):
                 for load in loads:

@@ -56,8 +56,7 @@ class FilePool(Generic[Key]):
     def _release(self, handle: list[int]) -> None:
         with self._lock:
             handle[1] -= 1
-            if self._closed or len(self._open) > self._limit:
-                self._shrink(0 if self._closed else self._limit)
+            self._shrink(0 if self._closed else self._limit)
 
     def _shrink(self, room: int) -> None:
         """Close idle descriptors, oldest first, until `room` are left. The lock is held."""

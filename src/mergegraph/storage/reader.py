@@ -40,24 +40,22 @@ class Reader:
         """
         entry = self._indexes[source].tensors[tensor]
         view = byte_view(buffer)
-        position, left = entry.begin + offset, len(view)
-        if offset < 0 or position + left > entry.end:
-            raise ValueError(f"{tensor}: bytes {offset}+{left} are not within {entry.end - entry.begin}")
-        if not left:
+        position = entry.begin + offset
+        if offset < 0 or position + len(view) > entry.end:
+            raise ValueError(f"{tensor}: bytes {offset}+{len(view)} are not within {entry.end - entry.begin}")
+        if not view:
             return
         with self._pool.use((source, entry.file)) as descriptor:
-            while True:
+            while view:
                 # One call fills all of it, unless a signal or a 2 GiB limit of the system intervenes.
                 try:
                     done = os.preadv(descriptor, (view,), position)
                 except OSError as error:
                     raise self._failure(source, entry, f"cannot be read: {error.strerror}") from error
-                if done == left:
-                    return
                 if done == 0:
                     raise self._failure(source, entry, f"ended at byte {position:,}, within {tensor}")
                 view = view[done:]
-                position, left = position + done, left - done
+                position += done
 
     def advise(self, source: str, tensor: str, offset: int = 0, length: int | None = None) -> None:
         """Ask the system to start reading a range of a tensor (by default all of it) ahead."""
