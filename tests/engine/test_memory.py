@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
@@ -20,7 +21,7 @@ from tests.engine.scenario import MODELS, Scenario
 
 MIB = 2**20
 BUDGET = 176 * MIB
-LARGE, SMALL = 400 * MIB, 100 * MIB
+LARGE, SMALL = 600 * MIB, 200 * MIB
 
 
 def write_large(directory: Path, size: int, seed: int) -> None:
@@ -51,18 +52,23 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[int, Scenar
 
 @pytest.mark.parametrize("method", ["slerp", "ties"])
 def test_a_tensor_larger_than_the_budget_is_merged_within_it(large: dict[int, Scenario], method: str) -> None:
-    """Several times larger than the budget, and four times the size costs nothing more."""
-    used = {}
-    for size in (SMALL, LARGE):
+    """Larger than the budget: a few tiles of it are held, and three times the size needs nothing more.
+
+    How many tiles were held at once depends on how the threads met, up to what the proof allows: so it is
+    the proof that is compared between sizes, and the use that is compared with the size.
+    """
+    proven = {}
+    for size in (SMALL, SMALL, LARGE):  # the first run compiles, which would hide what the size costs
         scenario = large[size]
         plan, out = scenario.plan(method), scenario.root / f"out-{method}"
         report = run_to_end(plan, out, run={"memory": BUDGET, "threads": 2})
         assert out.joinpath("model.safetensors").stat().st_size > size
         assert report["used"] <= report["plan_peak"] <= BUDGET == report["budget"]
         assert report["peak_working"] <= report["plan_peak"]
-        used[size] = report["used"]
-        out.joinpath("model.safetensors").unlink()
-    assert used[LARGE] - used[SMALL] < 8 * MIB, used
+        proven[size] = report["plan_peak"]
+        shutil.rmtree(out)
+    assert report["used"] < LARGE // 8
+    assert proven[LARGE] - proven[SMALL] < MIB
 
 
 def test_the_first_run_which_compiles_its_code_stays_within_the_proven_peak_too(
