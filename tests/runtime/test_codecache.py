@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from mergegraph.kernels import native
+from mergegraph.kernels.lowering.kinds import Unsupported
+from mergegraph.kernels.lowering.machine import object_code
 from mergegraph.kernels.native import Argument
 from mergegraph.runtime import codecache
 from mergegraph.runtime.codecache import cache_dir, load_code
@@ -97,6 +99,14 @@ def test_a_damaged_file_is_written_again(cache: Path, damage: str, monkeypatch: 
     forget(monkeypatch)
     must_not_compile(monkeypatch)
     assert load_code(source(4), INTEGER)(1) == 5
+
+
+def test_what_only_numba_can_compile_works_too(cache: Path) -> None:
+    text = "def run(x):\n    return len([i for i in range(x)])\n"
+    with pytest.raises(Unsupported):
+        object_code(text, INTEGER)
+    assert load_code(text, INTEGER)(5) == 5
+    assert len(files(cache)) == 1
 
 
 def test_the_directory_is_the_users_alone(cache: Path) -> None:

@@ -121,7 +121,7 @@ class Call:
 @cache
 def kernels_id() -> str:
     """Digest of everything in this package: what compiled functions are made of."""
-    files = sorted(Path(__file__).parent.glob("*.py"))
+    files = sorted(Path(__file__).parent.rglob("*.py"))
     return blake2b(b"".join(file.read_bytes() for file in files), digest_size=8).hexdigest()
 
 
@@ -140,6 +140,18 @@ def undefined(names: Sequence[str]) -> list[str]:
     # What numba brings along is here while it compiles, and not where its code is loaded.
     brought = ("numba_", "__svml")
     return [x for x in names if x not in shared and (x.startswith(brought) or not hasattr(process, x))]
+
+
+def target_machine() -> Any:
+    """LLVM's description of this processor, for code that is loaded into this process."""
+    return _target().create_target_machine(
+        cpu=llvm.get_host_cpu_name(),
+        features=llvm.get_host_cpu_features().flatten(),
+        opt=3,
+        reloc="default",
+        codemodel="jitdefault",
+        jit=True,
+    )
 
 
 @cache

@@ -43,9 +43,16 @@ def cache_dir() -> Path:
 
 
 def _compiled(source: str, arguments: Sequence[Argument]) -> Code:
-    from mergegraph.kernels.fused import object_code  # loads the compiler, which most runs do without
+    # Compilers are loaded where they are needed: most runs do without, and nearly all others without numba.
+    from mergegraph.kernels.lowering.kinds import Unsupported
+    from mergegraph.kernels.lowering.machine import object_code
 
-    return object_code(source, arguments)
+    try:
+        return object_code(source, arguments)
+    except Unsupported:
+        from mergegraph.kernels import fused
+
+        return fused.object_code(source, arguments)
 
 
 def _stored(path: Path) -> Code | None:

@@ -1,0 +1,271 @@
+"""Lowering functions, statement by statement.
+
+A function whose value is used is expanded in place. One that is called for what it does becomes a function of
+LLVM, once for all calls with arguments of the same types.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Sequence
+from itertools import chain
+from typing import Any
+
+from llvmlite import ir
+
+from mergegraph.kernels.lowering import arithmetic, memory
+from mergegraph.kernels.lowering.expressions import Expressions
+from mergegraph.kernels.lowering.kinds import (
+    I64,
+    Array,
+    Items,
+    Kind,
+    Number,
+    Operand,
+    Unsupported,
+    integer,
+    parts_of,
+    rebuilt,
+    shape_of,
+)
+from mergegraph.kernels.lowering.scopes import Frame, Hints, Scope
+from mergegraph.kernels.lowering.sources import Known
+
+_STATUS = ir.IntType(32)
+_MOST_ROUNDS = 16
+"""Rounds of a loop that is written out, one after the other."""
+
+
+class Program:
+    """A module of LLVM under construction, with a function for each one that is called as a statement."""
+
+    def __init__(self, hints: Hints) -> None:
+        self.module = ir.Module("kernel")
+        self.hints = hints
+        self._functions: dict[Any, Any] = {}
+
+    def frame(self, name: str, takes: Sequence[Any]) -> Frame:
+        """A new function."""
+        return Frame(ir.Function(self.module, ir.FunctionType(_STATUS, takes), name))
+
+    def called(self, known: Known, operands: Sequence[Operand]) -> Any:
+        """The function of LLVM for a call with these operands."""
+        assert known.function is not None
+        key = (known.module.name, known.function.name, *map(shape_of, operands))
+        if key not in self._functions:
+            parts = list(chain.from_iterable(map(parts_of, operands)))
+            frame = self.frame(f"{known.function.name}.{len(self._functions)}", [x.type for x in parts])
+            frame.function.linkage = "internal"
+            self._functions[key] = frame.function
+            given = iter(frame.function.args)
+            scope = Scope(known.module, key, frame, self.hints)
+            Statements(self, scope).run(known.function, [rebuilt(x, given) for x in operands])
+            frame.finish()
+        return self._functions[key]
+
+
+class Statements(Expressions):
+    """Lowers the body of a function in a scope."""
+
+    def __init__(self, program: Program, scope: Scope) -> None:
+        self.program = program
+        self.scope = scope
+
+    def run(self, function: ast.FunctionDef, operands: Sequence[Operand]) -> None:
+        """Lower a function, given its arguments."""
+        names = [x.arg for x in function.args.args]
+        if len(names) != len(operands):
+            raise Unsupported(f"{len(operands)} arguments of {function.name}")
+        changed = {
+            x.id for x in ast.walk(function) if isinstance(x, ast.Name) and isinstance(x.ctx, ast.Store)
+        }
+        for name, operand in zip(names, operands, strict=True):
+            (self.scope.assign if name in changed else self.scope.bind)(name, operand)
+        self.block(function.body)
+
+    def expanded(self, known: Known, operands: Sequence[Operand]) -> Operand | None:
+        """Put the body of a function here, and return what it returns."""
+        assert known.function is not None
+        frame = self.scope.frame
+        key = (known.module.name, known.function.name, *map(shape_of, operands))
+        scope = Scope(known.module, key, frame, self.program.hints, exit=frame.builder.append_basic_block())
+        Statements(self.program, scope).run(known.function, operands)
+        if not self.builder.block.is_terminated:
+            self.builder.branch(scope.exit)
+        self.builder.position_at_end(scope.exit)
+        return scope.taken()
+
+    def block(self, statements: Sequence[ast.stmt]) -> None:
+        """Lower statements, up to one that leaves."""
+        for node in statements:
+            if self.builder.block.is_terminated:
+                return
+            lower: Callable[[Any], None] | None = getattr(self, f"_{type(node).__name__}", None)
+            if lower is None:
+                raise Unsupported(f"{type(node).__name__} in {self.scope.title}")
+            lower(node)
+
+    def _nested(self, statements: Sequence[ast.stmt], then: Any) -> None:
+        """Lower a nested block, and go on at `then`."""
+        self.scope.open()
+        self.block(statements)
+        self.scope.close()
+        if not self.builder.block.is_terminated:
+            self.builder.branch(then)
+
+    # ---- one method for each kind of statement ----
+
+    def _Pass(self, _: ast.Pass) -> None:
+        pass
+
+    def _Expr(self, node: ast.Expr) -> None:
+        if isinstance(node.value, ast.Constant):
+            return
+        if not isinstance(node.value, ast.Call) or node.value.keywords:
+            raise Unsupported(ast.unparse(node))
+        known = self.callee(node.value.func)
+        if isinstance(known, Kind) or known.function is None:
+            raise Unsupported(ast.unparse(node))
+        operands = [self.value(argument) for argument in node.value.args]
+        if any(isinstance(x, ast.Name) and x.id == "helper" for x in known.function.decorator_list):
+            self.expanded(known, operands)
+            return
+        function = self.program.called(known, operands)
+        status = self.builder.call(function, list(chain.from_iterable(map(parts_of, operands))))
+        self.scope.frame.fail_if(self.builder.icmp_unsigned("!=", status, _STATUS(0)))
+
+    def _Assign(self, node: ast.Assign) -> None:
+        operand = self.value(node.value)
+        for target in node.targets:
+            self._put(target, operand)
+
+    def _AugAssign(self, node: ast.AugAssign) -> None:
+        old = self.number(ast.parse(ast.unparse(node.target), mode="eval").body)
+        result = arithmetic.binary(self.builder, node.op, old, self.number(node.value))
+        self._put(node.target, result)
+
+    def _put(self, target: ast.expr, operand: Operand) -> None:
+        match target:
+            case ast.Name():
+                self.scope.assign(target.id, operand)
+            case ast.Tuple() if isinstance(operand, Items) and len(operand.items) == len(target.elts):
+                for part, item in zip(target.elts, operand.items, strict=True):
+                    self._put(part, item)
+            case ast.Subscript() if isinstance(operand, Number):
+                self._put_element(self.array(target.value), target.slice, operand)
+            case ast.Subscript() if isinstance(operand, Array):
+                memory.copy(self.builder, self.array(target), operand)
+            case _:
+                raise Unsupported(f"an assignment to {ast.unparse(target)}")
+
+    def _put_element(self, array: Array, at: ast.expr, value: Number) -> None:
+        match at:
+            case ast.Slice():
+                memory.fill(self.builder, memory.part(self.builder, array, self.bounds(at)), value)
+            case ast.Tuple(elts=places):
+                memory.store(self.builder, array, value, *map(self.number, places))
+            case _:
+                memory.store(self.builder, array, value, self.number(at))
+
+    def _Return(self, node: ast.Return) -> None:
+        scope = self.scope
+        if node.value is not None:
+            operand = self.value(node.value)
+            if scope.exit is not None:
+                scope.give(operand)
+        self.builder.branch(scope.frame.leave if scope.exit is None else scope.exit)
+
+    def _Continue(self, _: ast.Continue) -> None:
+        self.builder.branch(self.scope.around[-1][0])
+
+    def _Break(self, _: ast.Break) -> None:
+        self.builder.branch(self.scope.around[-1][1])
+
+    def _If(self, node: ast.If) -> None:
+        holds = self.truth(node.test)
+        yes, after = self.builder.append_basic_block(), self.builder.append_basic_block()
+        no = self.builder.append_basic_block() if node.orelse else after
+        self.builder.cbranch(holds, yes, no)
+        self.builder.position_at_end(yes)
+        self._nested(node.body, after)
+        if node.orelse:
+            self.builder.position_at_end(no)
+            self._nested(node.orelse, after)
+        self.builder.position_at_end(after)
+
+    def _While(self, node: ast.While) -> None:
+        test, body, after = (self.builder.append_basic_block() for _ in range(3))
+        self.builder.branch(test)
+        self.builder.position_at_end(test)
+        self.builder.cbranch(self.truth(node.test), body, after)
+        self.builder.position_at_end(body)
+        self._looped(node, test, after)
+
+    def _For(self, node: ast.For) -> None:
+        if node.orelse:
+            raise Unsupported("else after a loop")
+        match node.iter:
+            case ast.Call(func=ast.Name(id="range"), args=arguments):
+                numbers = [self.number(x) for x in arguments]
+                start, end = (integer(0), numbers[0]) if len(numbers) == 1 else numbers[:2]
+                step = numbers[2] if len(numbers) == 3 else integer(1)
+                if self._written_out(node, start, end, step):
+                    return
+                self._counted(node, start, end, step, lambda i: Number(I64, i))
+            case _:
+                array = self.array(node.iter)
+                end = Number(I64, array.sizes[0])
+                self._counted(
+                    node,
+                    integer(0),
+                    end,
+                    integer(1),
+                    lambda i: memory.load(self.builder, array, Number(I64, i)),
+                )
+
+    def _counted(
+        self, node: ast.For, start: Number, end: Number, step: Number, item: Callable[[Any], Operand]
+    ) -> None:
+        if step.constant is not None and step.constant <= 0:
+            raise Unsupported("a step that is not positive")
+        builder = self.builder
+        first, last, by = (arithmetic.convert(builder, x, I64).llvm for x in (start, end, step))
+        before, (body, following, after) = builder.block, (builder.append_basic_block() for _ in range(3))
+        builder.cbranch(builder.icmp_signed("<", first, last), body, after)
+        builder.position_at_end(body)
+        i = builder.phi(I64.llvm)
+        i.add_incoming(first, before)
+        self._put(node.target, item(i))
+        self._looped(node, following, after)
+        builder.position_at_end(following)
+        more = builder.add(i, by, flags=["nsw"])
+        i.add_incoming(more, following)
+        builder.cbranch(builder.icmp_signed("<", more, last), body, after)
+        builder.position_at_end(after)
+
+    def _looped(self, node: ast.For | ast.While, following: Any, after: Any) -> None:
+        """Lower the body of a loop, and go on to its next round at `following`."""
+        self.scope.frame.loops += 1
+        self.scope.around.append((following, after))
+        self._nested(node.body, following)
+        self.scope.around.pop()
+        self.scope.frame.loops -= 1
+        self.builder.position_at_end(after)
+
+    def _written_out(self, node: ast.For, start: Number, end: Number, step: Number) -> bool:
+        """Lower a loop over a tuple round by round: which item is meant has to be known."""
+        if not isinstance(node.target, ast.Name) or not self._chooses_items(node):
+            return False
+        if start.constant is None or end.constant is None or step.constant is None:
+            return False
+        rounds = range(start.constant, end.constant, step.constant)
+        if len(rounds) > _MOST_ROUNDS or any(isinstance(x, ast.Break | ast.Continue) for x in ast.walk(node)):
+            return False
+        for i in rounds:
+            self.scope.bind(node.target.id, integer(i))
+            self.block(node.body)
+        return True
+
+    def _chooses_items(self, node: ast.For) -> bool:
+        chosen = [x.value for x in ast.walk(node) if isinstance(x, ast.Subscript)]
+        return any(isinstance(x, ast.Name) and self.scope.has_items(x.id) for x in chosen)
