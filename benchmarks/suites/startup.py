@@ -17,14 +17,16 @@ from benchmarks.suites.merging import ready
 
 _METHOD = "ties"
 _TINY = "quick"
+_FIRST = ("linear", "slerp", "ties", "dare_ties", "sce", "della")
+"""Methods whose first merge on a machine is timed: with no machine code in the cache."""
 
 
 def measure(settings: Settings, work: Path) -> Iterator[Outcome]:
     """Time every command, all of them in turn."""
     found: dict[tuple[str, str], list[tuple[float, float, int]]] = {}
     for round_ in range(settings.runs + 1):  # the first fills the page cache and is not counted
-        for (what, tool), command in _commands(settings, work).items():
-            out = work / f"out-{round_}-{tool}"
+        for i, ((what, tool), command) in enumerate(_commands(settings, work).items()):
+            out = work / f"out-{round_}-{i}"
             print(f"{what}, {tool}: round {round_} of {settings.runs}", file=sys.stderr)
             used = run([part.replace("{out}", str(out)) for part in command], work / "startup.log")
             if round_:
@@ -39,7 +41,7 @@ def measure(settings: Settings, work: Path) -> Iterator[Outcome]:
 
 def _commands(settings: Settings, work: Path) -> dict[tuple[str, str], list[str]]:
     program = str(Path(sys.executable).with_name("mergegraph"))
-    plans = {shape: _plan(shape, settings, work) for shape in (_TINY, settings.main_shape)}
+    plans = {shape: _plan(shape, _METHOD, settings, work) for shape in (_TINY, settings.main_shape)}
     dry = f"dry run, {settings.main_shape}"
     commands = {
         ("import torch", OURS): [sys.executable, "-c", "import torch"],
@@ -49,6 +51,10 @@ def _commands(settings: Settings, work: Path) -> dict[tuple[str, str], list[str]
             plans[_TINY], Path("{out}"), settings, settings.threads
         ),
     }
+    for method in settings.methods or _FIRST:
+        plan = _plan(_TINY, method, settings, work)
+        merge = mergegraph_run(plan, Path("{out}"), settings, settings.threads)
+        commands[f"first {method} of tiny models", OURS] = ["env", "MERGEGRAPH_CACHE={out}-cache", *merge]
     if settings.peer is not None:
         merge = peer.merge_command(settings.peer, plans[_TINY], Path("{out}"), settings.threads)
         commands |= {
@@ -58,10 +64,10 @@ def _commands(settings: Settings, work: Path) -> dict[tuple[str, str], list[str]
     return commands
 
 
-def _plan(shape: str, settings: Settings, work: Path) -> Path:
+def _plan(shape: str, method: str, settings: Settings, work: Path) -> Path:
     home = ready(settings, shape)
-    plan = work / f"{shape}.yml"
-    plan.write_text(case(_METHOD, shapes.find(shape).names).plan(home), encoding="utf-8")
+    plan = work / f"{shape}-{method}.yml"
+    plan.write_text(case(method, shapes.find(shape).names).plan(home), encoding="utf-8")
     return plan
 
 
@@ -73,7 +79,8 @@ def _spread(row: Row) -> str:
 SUITE = Suite(
     name="startup",
     title="Start-up",
-    note="Whole commands: least, median and longest wall time. `import torch` is there for comparison.",
+    note="Whole commands: least, median and longest wall time. `import torch` is there for comparison. "
+    "The first merge of a method has no machine code in the cache yet, and makes it.",
     measure=measure,
     columns=(
         Column("command", lambda row: str(row["key"])),
