@@ -40,6 +40,10 @@ def both(source: str, x: list[float] | None = None, n: int | None = None) -> tup
 
 EXPRESSIONS = {
     "rounding down": "(i - 5) // 3 + 10 * ((i - 5) % 3) + 100 * ((i - 5) // (2 - i * 2 + 1))",
+    "division of integers by zero": "5 // (i - 3) + 10 * (7 % (i - 3)) + 100 * (5 // u64(i))",
+    "the least integer": "(i64(-9223372036854775807) - i) // -1",
+    "truth of constants": "(1 if 2 else 0) + (3 if not 4 else 5)",
+    "arithmetic of comparisons": "(x[i] > 5.0) - (x[i] < 1.0) + ((x[i] > 1.0) + u8(3) - u8(5))",
     "powers of two": "(i - 5) // 4 + 100 * ((i - 5) % 4) + 1000 * (-(-i // 8) * 8)",
     "division": "(i - 5) / 4 + x[i] / (i + 1)",
     "division by zero": "x[i] / (x[i] - x[i])",
@@ -144,6 +148,10 @@ STATEMENTS = {
         return clipped(n) + clipped(-n) + nothing(n)
     """,
 }
+STATEMENTS["a place that is computed once"] = """
+    out[i64(change(out, (3, 4)))] += 5
+    return 0
+"""
 BEFORE = """
 @helper
 def both_of(pair, n):
@@ -161,7 +169,8 @@ def fill(target, n):
 @helper
 def change(target, numbers):
     for i in range(len(numbers)):
-        target[20 + i] = numbers[i]
+        target[20 + i] += numbers[i]
+    return 7
 
 @jit
 def clipped(n):
@@ -225,13 +234,48 @@ REFUSED = {
     "a step backwards": "total = 0\nfor i in range(n, 0, -1):\n    total += i\nreturn total",
     "an allocation in a loop": "for i in range(n):\n    held = np.zeros(n)\nreturn 0",
     "an argument by name": "return i64(x=n)",
+    "one of several values": "out[0] = n and 5\nreturn 0",
+    "integers of both kinds": "k = u8(n)\nfor i in range(n):\n    k = u32(i)\nk = -1\nreturn k",
+    "an integer that becomes a float": "k = i32(n)\nk = i64(n)\nk = 2.75\nreturn i64(k)",
+    "an array kept over rounds": "for i in range(2):\n    a = np.zeros(3)\n    b = a\nreturn i64(b[0])",
+    "a counter that had a value": "p, i = (1.0, 2.0), 5\nfor i in range(2):\n    out[i] = p[i]\nreturn n",
+    "a counter that is used later": "p = (1.0, 2.0)\nfor i in range(2):\n    out[i] = p[i]\nreturn i",
+    "a counter of another type": "i = 2.5\nfor i in range(n):\n    pass\nreturn i64(i)",
+    "else after while": "while n < 0:\n    n += 1\nelse:\n    n = 100\nreturn n",
+    "a range of unsigned integers": "t = 0\nfor i in range(u64(3)):\n    t += 1\nreturn t",
+    "a constant that is too large": "return 9223372036854775807 + 1",
+    "a shift out of the word": "return (1 << 63) + n",
+    "a number of no size": "return i64(f64(99999999999999999999999))",
+    "a root of a small integer": "out[0] = np.sqrt(u8(n))\nreturn 0",
+    "calls in a row of comparisons": "return 1 if 50 < n < abs(x[n + 9]) else 0",
+    "arithmetic of a module": "out[0] = TENTH\nreturn 0",
+    "a name with two meanings": "return TWICE",
+    "a name of the module and the function": "if n > 9:\n    LATE = 1.5\nelse:\n    LATE = f32(2)\nreturn i64(LATE)",
+    "a function that calls itself": "return i64(down(n))",
+    "a function that may return nothing": "return i64(maybe(n))",
+    "a type that is chosen": "k = f32\nif n > 3:\n    k = f64\nreturn i64(k(0.1) * 1e9)",
     "which of a tuple": "return (1, 2)[n]",
 }
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_is_not_known_or_would_be_different_is_refused(name: str) -> None:
-    source = text(REFUSED[name], before="from mergegraph.kernels.native import compiler_id")
+    before = """
+        from mergegraph.kernels.native import compiler_id
+        TENTH = f32(0.1) * 3
+        TWICE, LATE = 1, 9
+        TWICE += 1
+
+        @helper
+        def down(n):
+            return n if n < 1 else down(n - 1)
+
+        @helper
+        def maybe(n):
+            if n > 3:
+                return n
+    """
+    source = text(REFUSED[name], before=before)
     with pytest.raises(Unsupported):
         object_code(source, TAKES)
 

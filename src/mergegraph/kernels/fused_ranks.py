@@ -270,14 +270,20 @@ def _order(bits, magnitude):  # type: ignore[no-untyped-def]
     count = len(bits)
     order, other = np.arange(count), np.empty(count, np.int64)
     for shift in range(0, 8 * bits.itemsize, 11):
-        places = np.zeros(2049, np.int64)
-        for i in range(count):
-            places[1 + (((bits[i] & magnitude) >> shift) & 0x7FF)] += 1
-        for digit in range(2048):
-            places[digit + 1] += places[digit]
-        for i in range(count):
-            digit = ((bits[order[i]] & magnitude) >> shift) & 0x7FF
-            other[places[digit]] = order[i]
-            places[digit] += 1
+        _by_digit(bits, magnitude, shift, order, other)
         order, other = other, order
     return order
+
+
+@jit
+def _by_digit(bits, magnitude, shift, order, other):  # type: ignore[no-untyped-def]
+    """Put the positions `order` into `other`, sorted by 11 bits from `shift` on."""
+    places = np.zeros(2049, np.int64)
+    for i in range(len(bits)):
+        places[1 + (((bits[i] & magnitude) >> shift) & 0x7FF)] += 1
+    for digit in range(2048):
+        places[digit + 1] += places[digit]
+    for i in range(len(bits)):
+        digit = ((bits[order[i]] & magnitude) >> shift) & 0x7FF
+        other[places[digit]] = order[i]
+        places[digit] += 1

@@ -37,7 +37,7 @@ def convert(builder: Any, value: Number, kind: Scalar) -> Number:
     if own == kind:
         return value
     if value.constant is not None and not kind.real:
-        return integer(value.constant, kind)
+        return integer(int(value.constant != 0) if kind == BOOL else value.constant, kind)
     if own.real and kind.real:
         return Number(kind, (builder.fpext if kind.bits > own.bits else builder.fptrunc)(x, kind.llvm))
     if own.real:
@@ -80,7 +80,10 @@ def binary(builder: Any, op: ast.operator, a: Number, b: Number) -> Number:
     """``a op b``."""
     kind = type(op)
     if a.constant is not None and b.constant is not None and kind in _FOLDED and a.kind == b.kind == I64:
-        return integer(_FOLDED[kind](a.constant, b.constant))
+        result = _FOLDED[kind](a.constant, b.constant)
+        if integer(result).constant != result:
+            raise Unsupported("a constant that is too large")
+        return integer(result)
     if a.kind == b.kind == BOOL and kind in (ast.BitAnd, ast.BitOr, ast.BitXor):
         return Number(BOOL, getattr(builder, _INTEGERS[kind])(a.llvm, b.llvm))
     if kind is ast.Div and not (a.kind.real or b.kind.real):
@@ -93,7 +96,7 @@ def binary(builder: Any, op: ast.operator, a: Number, b: Number) -> Number:
         return Number(wide, getattr(builder, _FLOATS[kind])(a.llvm, b.llvm))
     if kind in (ast.LShift, ast.RShift):
         return _shifted(builder, kind, a, b)
-    wide = I64 if a.kind.signed or b.kind.signed else U64
+    wide = I64 if a.kind.signed or b.kind.signed or BOOL in (a.kind, b.kind) else U64
     x, y = convert(builder, a, wide), convert(builder, b, wide)
     if kind in (ast.FloorDiv, ast.Mod):
         return _divided(builder, kind, x, y)
@@ -112,6 +115,8 @@ def _float(a: Scalar, b: Scalar) -> Scalar:
 
 def _shifted(builder: Any, kind: type, a: Number, b: Number) -> Number:
     wide = I64 if a.kind.signed else U64
+    if a.kind == BOOL or (a.constant is not None and b.constant is not None and b.constant > 62):
+        raise Unsupported("a shift of this")
     x, by = convert(builder, a, wide).llvm, convert(builder, b, wide).llvm
     if kind is ast.LShift:
         return Number(wide, builder.shl(x, by))
@@ -126,14 +131,24 @@ def _divided(builder: Any, kind: type, a: Number, b: Number) -> Number:
             return Number(a.kind, builder.and_(a.llvm, a.kind.llvm(b.constant - 1)))
         by = a.kind.llvm(b.constant.bit_length() - 1)
         return Number(a.kind, (builder.ashr if a.kind.signed else builder.lshr)(a.llvm, by))
+    # What has no quotient is 0, as numpy has it; the processor would end the process.
+    zero, one = a.kind.llvm(0), a.kind.llvm(1)
+    none = builder.icmp_signed("==", b.llvm, zero)
+    if a.kind.signed:
+        least = builder.icmp_signed("==", a.llvm, a.kind.llvm(-(1 << 63)))
+        none = builder.or_(none, builder.and_(least, builder.icmp_signed("==", b.llvm, a.kind.llvm(-1))))
+    by = builder.select(none, one, b.llvm)
     if not a.kind.signed:
-        return Number(a.kind, (builder.udiv if quotient else builder.urem)(a.llvm, b.llvm))
-    rest, zero = builder.srem(a.llvm, b.llvm), a.kind.llvm(0)
-    apart = builder.icmp_signed("<", builder.xor(rest, b.llvm), zero)
+        found = (builder.udiv if quotient else builder.urem)(a.llvm, by)
+        return Number(a.kind, builder.select(none, zero, found))
+    rest = builder.srem(a.llvm, by)
+    apart = builder.icmp_signed("<", builder.xor(rest, by), zero)
     below = builder.and_(builder.icmp_signed("!=", rest, zero), apart)
     if quotient:
-        return Number(a.kind, builder.sub(builder.sdiv(a.llvm, b.llvm), builder.zext(below, a.kind.llvm)))
-    return Number(a.kind, builder.add(rest, builder.select(below, b.llvm, zero)))
+        found = builder.sub(builder.sdiv(a.llvm, by), builder.zext(below, a.kind.llvm))
+    else:
+        found = builder.add(rest, builder.select(below, by, zero))
+    return Number(a.kind, builder.select(none, zero, found))
 
 
 def unary(builder: Any, op: ast.unaryop, value: Number) -> Number:
@@ -191,6 +206,8 @@ def magnitude(builder: Any, value: Number) -> Number:
 
 def intrinsic(builder: Any, name: str, value: Number) -> Number:
     """One of LLVM's own functions of a float; integers are float64 to it."""
+    if not value.kind.real and value.kind.bits < 32:
+        raise Unsupported(f"{name} of {value.kind.name}")
     x = value if value.kind.real else convert(builder, value, F64)
     function = external(builder, f"llvm.{name}.f{x.kind.bits}", x.kind.llvm, [x.kind.llvm])
     return Number(x.kind, builder.call(function, [x.llvm]))

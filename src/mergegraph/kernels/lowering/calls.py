@@ -51,7 +51,7 @@ class Calls(ABC):
     def callee(self, node: ast.expr) -> Known | Kind:
         """The function, or the type, that is called."""
         outside = self.outside(node)
-        if outside is None and isinstance(node, ast.Name) and node.id not in self.scope.names:
+        if outside is None and isinstance(node, ast.Name) and not self.scope.is_local(node.id):
             outside = self.scope.module.look_up(node.id)
         if outside is not None and outside.expression is None and outside.outside not in _KINDS:
             return outside
@@ -64,7 +64,7 @@ class Calls(ABC):
         """What an attribute of an imported module is."""
         if not (isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)):
             return None
-        if node.value.id in self.scope.names:
+        if self.scope.is_local(node.value.id):
             return None
         known = self.scope.module.look_up(node.value.id)
         if known.function is not None or known.expression is not None:
@@ -74,6 +74,8 @@ class Calls(ABC):
     def known(self, known: Known) -> Operand:
         """The value of a name of a module."""
         if known.expression is not None:
+            if not isinstance(known.expression, ast.Constant | ast.Call | ast.Name | ast.Attribute):
+                raise Unsupported("what a module computes")
             before, self.scope = self.scope, Scope(known.module, known.module.name, self.scope.frame, {})
             try:
                 return self.value(known.expression)

@@ -71,6 +71,8 @@ class Expressions(Calls):
 
     def truth(self, node: ast.expr) -> Any:
         """Whether an expression holds, as LLVM's truth value."""
+        if isinstance(node, ast.BoolOp):
+            return self._holds(node)
         return arithmetic.truth(self.builder, self.number(node))
 
     def bounds(self, node: ast.Slice) -> memory.Bounds:
@@ -85,7 +87,7 @@ class Expressions(Calls):
         match node.value:
             case bool():
                 return integer(int(node.value), BOOL)
-            case int():
+            case int() if abs(node.value) < 1 << 64:
                 return integer(node.value, I64 if node.value < 1 << 63 else U64)
             case float():
                 return Number(F64, F64.llvm(node.value))
@@ -95,8 +97,8 @@ class Expressions(Calls):
         found = self.scope.get(node.id)
         if found is not None:
             return found
-        if node.id in self.scope.names:
-            raise Unsupported(f"{node.id} may have no value")
+        if self.scope.is_local(node.id):
+            raise Unsupported(f"{node.id} may have no value, or more than one type")
         return self.known(self.scope.module.look_up(node.id))
 
     def _Attribute(self, node: ast.Attribute) -> Operand:
@@ -125,6 +127,8 @@ class Expressions(Calls):
         return arithmetic.unary(self.builder, node.op, self.number(node.operand))
 
     def _Compare(self, node: ast.Compare) -> Operand:
+        if not all(map(_is_plain, node.comparators[1:])):
+            raise Unsupported("comparisons in a row of what may not be computed")
         left, found = self.number(node.left), None
         for op, other in zip(node.ops, node.comparators, strict=True):
             right = self.number(other)
@@ -134,7 +138,13 @@ class Expressions(Calls):
         return Number(BOOL, found)
 
     def _BoolOp(self, node: ast.BoolOp) -> Operand:
+        return Number(BOOL, self._holds(node, strictly=True))
+
+    def _holds(self, node: ast.BoolOp, *, strictly: bool = False) -> Any:
+        """Whether all, or any, of several expressions hold; `strictly`: it is one of them that is wanted."""
         every = isinstance(node.op, ast.And)
+        if strictly and not all(isinstance(x, ast.Compare | ast.BoolOp) or _is_not(x) for x in node.values):
+            raise Unsupported("one of several values")
         found = self.truth(node.values[0])
         for other in node.values[1:]:
             if _is_plain(other):
@@ -150,7 +160,7 @@ class Expressions(Calls):
             found = self.builder.phi(BOOL.llvm)
             found.add_incoming(BOOL.llvm(0 if every else 1), before)
             found.add_incoming(last, end)
-        return Number(BOOL, found)
+        return found
 
     def _IfExp(self, node: ast.IfExp) -> Operand:
         holds = self.truth(node.test)
@@ -220,6 +230,10 @@ class Expressions(Calls):
         if result is None:
             raise Unsupported(f"{known.function.name} returns nothing")
         return result
+
+
+def _is_not(node: ast.expr) -> bool:
+    return isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not)
 
 
 def _is_plain(node: ast.expr) -> bool:

@@ -15,8 +15,6 @@ from mergegraph.kernels.lowering.kinds import I64, Array, Number, Scalar, Unsupp
 
 _WORD = I64.llvm
 _BYTES = ir.IntType(8).as_pointer()
-_FEW = 1 << 15
-"""Bytes of scratch memory that are taken from the stack."""
 
 
 class Bounds(NamedTuple):
@@ -138,14 +136,14 @@ def clear(builder: Any, pointer: Any, nbytes: Any) -> None:
     builder.call(function, arguments)
 
 
-def on_stack(entry: Any, kind: Scalar, sizes: tuple[Number, ...]) -> Array | None:
-    """An array on the stack, made where `entry` builds; None for what is large, or not known to be small."""
+def on_stack(entry: Any, kind: Scalar, sizes: tuple[Number, ...], most: int) -> Array | None:
+    """An array on the stack, made where `entry` builds; None if it may take more than `most` bytes."""
     count = 1
     for size in sizes:
-        if size.constant is None:
+        if size.constant is None or size.constant < 0:
             return None
         count *= size.constant
-    if count * kind.nbytes > _FEW:
+    if count * kind.nbytes > most:
         return None
     data = entry.alloca(kind.llvm, size=_WORD(count))
     return Array(
@@ -157,7 +155,12 @@ def allocated(builder: Any, kind: Scalar, sizes: tuple[Number, ...]) -> Array:
     """A new array of what `malloc` gives; its address is 0 where there is no memory left."""
     lengths = tuple(index(builder, size) for size in sizes)
     count = lengths[0] if len(lengths) == 1 else builder.mul(*lengths)
+    limits = [1 << 56] if len(lengths) == 1 else [1 << 16, 1 << 40]
     nbytes = builder.add(builder.mul(count, _WORD(kind.nbytes)), _WORD(1))  # of 0 bytes it may give nothing
+    for length, limit in zip(lengths, limits, strict=True):
+        # More than there can be is as much as there is not, or the product would not show it.
+        over = builder.icmp_unsigned(">", length, _WORD(limit))
+        nbytes = builder.select(over, _WORD((1 << 63) - 1), nbytes)
     memory = builder.call(external(builder, "malloc", _BYTES, [_WORD]), [nbytes])
     return Array(kind, builder.bitcast(memory, kind.llvm.as_pointer()), lengths)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +26,8 @@ from mergegraph.kernels.lowering.kinds import (
 )
 from mergegraph.kernels.lowering.sources import Module
 
+_MOST_ON_STACK = 1 << 16
+"""Bytes of arrays that a function keeps on the stack."""
 _STATUS = ir.IntType(32)
 _BYTES = ir.IntType(8).as_pointer()
 
@@ -52,6 +55,7 @@ class Frame:
         """How many loops are open around what is being built."""
         self._start = self.builder.block
         self._failed: Any = None
+        self._stack = _MOST_ON_STACK
         self._scratch: list[Any] = []
         self.leave = function.append_basic_block("leave")
         """Where the function ends when all is done."""
@@ -62,10 +66,12 @@ class Frame:
 
     def array(self, kind: Scalar, sizes: tuple[Number, ...], *, zero: bool) -> Array:
         """Scratch memory until the function returns."""
-        array = memory.on_stack(self.entry, kind, sizes)
-        if array is None:
-            if self.loops:
-                raise Unsupported("an allocation in a loop")
+        if self.loops:
+            raise Unsupported("an allocation in a loop")
+        array = memory.on_stack(self.entry, kind, sizes, self._stack)
+        if array is not None:
+            self._stack -= kind.nbytes * math.prod(size.constant or 0 for size in sizes)
+        else:
             array = memory.allocated(self.builder, kind, sizes)
             place = self.variable(_BYTES)
             self.entry.store(ir.Constant(_BYTES, None), place)
@@ -119,6 +125,8 @@ class Scope:
     frame: Frame
     hints: Hints
     names: dict[str, Operand | _Variable] = field(default_factory=dict)
+    stored: frozenset[str] = frozenset()
+    """Names that the function gives values: they are its own, wherever they have none yet."""
     exit: Any = None
     """Where a return goes, and None for the end of the frame."""
     result: _Variable | None = None
@@ -135,6 +143,10 @@ class Scope:
         found = self.names.get(name)
         return self._loaded(found) if isinstance(found, _Variable) else found
 
+    def is_local(self, name: str) -> bool:
+        """Whether a name is the function's own."""
+        return name in self.names or name in self.stored
+
     def has_items(self, name: str) -> bool:
         """Whether a name stands for a tuple."""
         found = self.names.get(name)
@@ -143,10 +155,13 @@ class Scope:
     def assign(self, name: str, operand: Operand) -> None:
         """Give a name a new value."""
         if isinstance(operand, Kind | DType):
-            self.names[name] = operand
+            if self.names.setdefault(name, operand) != operand:
+                raise Unsupported(f"{name} is several types")
             return
         hint = self.hints.get((self.title, name))
-        if hint is not None and isinstance(operand, Number):
+        if hint is not None:
+            if not isinstance(operand, Number) or operand.kind.real or common(operand.kind, hint) != hint:
+                raise Unsupported(f"{name} has types that are not of one kind")
             operand = convert(self.frame.builder, operand, hint)
         found = self.names.get(name)
         if isinstance(found, _Variable):

@@ -6,6 +6,7 @@ import ast
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from mergegraph.kernels.lowering.kinds import Unsupported
 
@@ -35,6 +36,8 @@ class Module:
     name: str
     functions: dict[str, ast.FunctionDef] = field(default_factory=dict)
     values: dict[str, ast.expr] = field(default_factory=dict)
+    changed: set[str] = field(default_factory=set)
+    """Names that are given values more than once, or in some other way."""
     imported: dict[str, tuple[str, str]] = field(default_factory=dict)
     """Name → the module it is from and its name there; no name for a module itself."""
 
@@ -44,6 +47,9 @@ class Module:
         Raises:
             Unsupported: nothing that could be compiled.
         """
+        homes = (self.functions, self.values, self.imported)
+        if name in self.changed or sum(name in home for home in homes) > 1:
+            raise Unsupported(f"{name} is more than one thing")
         if name in self.functions:
             function = self.functions[name]
             if not {"jit", "helper", "_emitted"}.intersection(_decorators(function)):
@@ -76,18 +82,29 @@ def parsed(text: str, name: str) -> Module:
     for node in ast.parse(text).body:
         match node:
             case ast.FunctionDef():
-                found.functions[node.name] = node
+                _note(found, found.functions, {node.name: node})
             case ast.Assign(targets=[ast.Name(id=target)], value=value):
-                found.values[target] = value
+                _note(found, found.values, {target: value})
             case ast.Assign(targets=[ast.Tuple(elts=targets)], value=ast.Tuple(elts=values)):
-                found.values.update(
-                    {t.id: v for t, v in zip(targets, values, strict=True) if isinstance(t, ast.Name)}
-                )
+                pairs = zip(targets, values, strict=True)
+                _note(found, found.values, {t.id: v for t, v in pairs if isinstance(t, ast.Name)})
             case ast.Import(names=names):
-                found.imported.update({x.asname or x.name: (x.name, "") for x in names})
+                _note(found, found.imported, {x.asname or x.name: (x.name, "") for x in names})
             case ast.ImportFrom(module=str(origin), names=names):
-                found.imported.update({x.asname or x.name: (origin, x.name) for x in names})
+                _note(found, found.imported, {x.asname or x.name: (origin, x.name) for x in names})
+            case ast.ClassDef():
+                found.changed.add(node.name)
+            case _:
+                parts = (
+                    x for x in ast.walk(node) if isinstance(x, ast.Name) and isinstance(x.ctx, ast.Store)
+                )
+                found.changed.update(x.id for x in parts)
     return found
+
+
+def _note(found: Module, kind: dict[str, Any], names: dict[str, Any]) -> None:
+    found.changed.update(kind.keys() & names.keys())
+    kind.update(names)
 
 
 def _decorators(function: ast.FunctionDef) -> set[str]:

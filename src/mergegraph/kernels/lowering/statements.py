@@ -7,7 +7,8 @@ LLVM, once for all calls with arguments of the same types.
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
@@ -43,10 +44,21 @@ class Program:
         self.module = ir.Module("kernel")
         self.hints = hints
         self._functions: dict[Any, Any] = {}
+        self._entered: list[ast.FunctionDef] = []
 
     def frame(self, name: str, takes: Sequence[Any]) -> Frame:
         """A new function."""
         return Frame(ir.Function(self.module, ir.FunctionType(_STATUS, takes), name))
+
+    @contextmanager
+    def entered(self, known: Known) -> Iterator[None]:
+        """While a function is lowered, which must not call itself."""
+        assert known.function is not None
+        if known.function in self._entered:
+            raise Unsupported(f"{known.function.name} calls itself")
+        self._entered.append(known.function)
+        yield
+        self._entered.pop()
 
     def called(self, known: Known, operands: Sequence[Operand]) -> Any:
         """The function of LLVM for a call with these operands."""
@@ -59,7 +71,8 @@ class Program:
             self._functions[key] = frame.function
             given = iter(frame.function.args)
             scope = Scope(known.module, key, frame, self.hints)
-            Statements(self, scope).run(known.function, [rebuilt(x, given) for x in operands])
+            with self.entered(known):
+                Statements(self, scope).run(known.function, [rebuilt(x, given) for x in operands])
             frame.finish()
         return self._functions[key]
 
@@ -76,9 +89,7 @@ class Statements(Expressions):
         names = [x.arg for x in function.args.args]
         if len(names) != len(operands):
             raise Unsupported(f"{len(operands)} arguments of {function.name}")
-        changed = {
-            x.id for x in ast.walk(function) if isinstance(x, ast.Name) and isinstance(x.ctx, ast.Store)
-        }
+        changed = self.scope.stored = _stored(function)
         for name, operand in zip(names, operands, strict=True):
             (self.scope.assign if name in changed else self.scope.bind)(name, operand)
         self.block(function.body)
@@ -89,8 +100,11 @@ class Statements(Expressions):
         frame = self.scope.frame
         key = (known.module.name, known.function.name, *map(shape_of, operands))
         scope = Scope(known.module, key, frame, self.program.hints, exit=frame.builder.append_basic_block())
-        Statements(self.program, scope).run(known.function, operands)
+        with self.program.entered(known):
+            Statements(self.program, scope).run(known.function, operands)
         if not self.builder.block.is_terminated:
+            if scope.result is not None:
+                raise Unsupported(f"{known.function.name} may return nothing")
             self.builder.branch(scope.exit)
         self.builder.position_at_end(scope.exit)
         return scope.taken()
@@ -140,9 +154,21 @@ class Statements(Expressions):
             self._put(target, operand)
 
     def _AugAssign(self, node: ast.AugAssign) -> None:
-        old = self.number(ast.parse(ast.unparse(node.target), mode="eval").body)
-        result = arithmetic.binary(self.builder, node.op, old, self.number(node.value))
-        self._put(node.target, result)
+        match node.target:
+            case ast.Subscript(slice=ast.Slice()):
+                raise Unsupported("arithmetic on a slice")
+            case ast.Subscript(value=value, slice=at):
+                array = self.array(value)
+                places = [self.number(x) for x in (at.elts if isinstance(at, ast.Tuple) else [at])]
+                old = memory.load(self.builder, array, *places)
+                result = arithmetic.binary(self.builder, node.op, old, self.number(node.value))
+                memory.store(self.builder, array, result, *places)
+            case ast.Name(id=name):
+                known = self.number(ast.Name(name, ast.Load()))
+                result = arithmetic.binary(self.builder, node.op, known, self.number(node.value))
+                self.scope.assign(name, result)
+            case _:
+                raise Unsupported(ast.unparse(node))
 
     def _put(self, target: ast.expr, operand: Operand) -> None:
         match target:
@@ -154,7 +180,10 @@ class Statements(Expressions):
             case ast.Subscript() if isinstance(operand, Number):
                 self._put_element(self.array(target.value), target.slice, operand)
             case ast.Subscript() if isinstance(operand, Array):
-                memory.copy(self.builder, self.array(target), operand)
+                place = self.array(target)
+                differ = self.builder.icmp_signed("!=", place.sizes[-1], operand.sizes[-1])
+                self.scope.frame.fail_if(differ)  # numba would repeat a single element, or say so
+                memory.copy(self.builder, place, operand)
             case _:
                 raise Unsupported(f"an assignment to {ast.unparse(target)}")
 
@@ -194,12 +223,17 @@ class Statements(Expressions):
         self.builder.position_at_end(after)
 
     def _While(self, node: ast.While) -> None:
+        if node.orelse:
+            raise Unsupported("else after a loop")
         test, body, after = (self.builder.append_basic_block() for _ in range(3))
         self.builder.branch(test)
         self.builder.position_at_end(test)
         self.builder.cbranch(self.truth(node.test), body, after)
         self.builder.position_at_end(body)
         self._looped(node, test, after)
+        endless = isinstance(node.test, ast.Constant) and node.test.value is True
+        if endless and not any(isinstance(x, ast.Break) for x in ast.walk(node)):
+            self.builder.unreachable()
 
     def _For(self, node: ast.For) -> None:
         if node.orelse:
@@ -209,6 +243,8 @@ class Statements(Expressions):
                 numbers = [self.number(x) for x in arguments]
                 start, end = (integer(0), numbers[0]) if len(numbers) == 1 else numbers[:2]
                 step = numbers[2] if len(numbers) == 3 else integer(1)
+                if not all(x.kind.signed and not x.kind.real for x in numbers):
+                    raise Unsupported("a range of what is not signed")
                 if self._written_out(node, start, end, step):
                     return
                 self._counted(node, start, end, step, lambda i: Number(I64, i))
@@ -235,8 +271,10 @@ class Statements(Expressions):
         builder.position_at_end(body)
         i = builder.phi(I64.llvm)
         i.add_incoming(first, before)
+        self.scope.open()
         self._put(node.target, item(i))
         self._looped(node, following, after)
+        self.scope.close()
         builder.position_at_end(following)
         more = builder.add(i, by, flags=["nsw"])
         i.add_incoming(more, following)
@@ -261,11 +299,25 @@ class Statements(Expressions):
         rounds = range(start.constant, end.constant, step.constant)
         if len(rounds) > _MOST_ROUNDS or any(isinstance(x, ast.Break | ast.Continue) for x in ast.walk(node)):
             return False
+        name = node.target.id
+        if name in self.scope.names or any(name in _stored(part) for part in node.body):
+            raise Unsupported(f"{name} counts, and is used for something else")
         for i in rounds:
-            self.scope.bind(node.target.id, integer(i))
+            self.scope.bind(name, integer(i))
+            self.scope.open()
             self.block(node.body)
+            self.scope.close()
+            if self.builder.block.is_terminated:
+                break
+        self.scope.names.pop(name)
         return True
 
     def _chooses_items(self, node: ast.For) -> bool:
         chosen = [x.value for x in ast.walk(node) if isinstance(x, ast.Subscript)]
         return any(isinstance(x, ast.Name) and self.scope.has_items(x.id) for x in chosen)
+
+
+def _stored(node: ast.AST) -> frozenset[str]:
+    """The names that are given values somewhere in a statement or function."""
+    names = (x for x in ast.walk(node) if isinstance(x, ast.Name) and isinstance(x.ctx, ast.Store))
+    return frozenset(x.id for x in names)
