@@ -250,7 +250,7 @@ REFUSED = {
     "calls in a row of comparisons": "return 1 if 50 < n < abs(x[n + 9]) else 0",
     "arithmetic of a module": "out[0] = TENTH\nreturn 0",
     "a name with two meanings": "return TWICE",
-    "a name of the module and the function": "if n > 9:\n    LATE = 1.5\nelse:\n    LATE = f32(2)\nreturn i64(LATE)",
+    "a name of module and function": "if n > 9:\n    LATE = 1.5\nelse:\n    LATE = f32(2)\nreturn i64(LATE)",
     "a function that calls itself": "return i64(down(n))",
     "a function that may return nothing": "return i64(maybe(n))",
     "a type that is chosen": "k = f32\nif n > 3:\n    k = f64\nreturn i64(k(0.1) * 1e9)",
