@@ -42,7 +42,8 @@ class Native:
     """A loaded function of integers and contiguous arrays that returns an integer; it lets go of the GIL.
 
     Args:
-        code: made by `mergegraph.kernels.fused.object_code`, on this machine.
+        code: made on this machine, by `object_code` of `mergegraph.kernels.lowering.machine`, or of
+            `mergegraph.kernels.fused`.
         arguments: what it takes.
     """
 

@@ -23,7 +23,7 @@ _loaded: dict[Path, Native] = {}
 def load_code(source: str, arguments: Sequence[Argument]) -> Native:
     """Return the function ``run`` that `source` defines, compiled for `arguments` by now or long ago.
 
-    An unusable cache directory costs the compilation (about a second), nothing else.
+    An unusable cache directory costs the compilation (tenths of a second), nothing else.
     """
     digest = blake2b(f"{source}{arguments}".encode(), digest_size=_DIGEST).hexdigest()
     path = cache_dir() / f"tile_{digest}.o"
