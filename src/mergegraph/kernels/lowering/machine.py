@@ -82,6 +82,7 @@ def _compiled(text: str) -> Code:
     options.loop_vectorization = True
     options.loop_interleaving = True
     options.slp_vectorization = False
+    options.loop_unrolling = False  # takes half of the time, and what it gives does not show
     builder = llvm.create_pass_builder(machine, options)
     builder.getModulePassManager().run(module, builder)
     missing = undefined(
