@@ -35,6 +35,8 @@ class Scalar:
         return self.bits // 8
 
 
+BYTES = ir.IntType(8).as_pointer()
+"""The type of addresses of whatever there is."""
 BOOL = Scalar("bool", 1)
 I32, I64 = (Scalar(f"int{bits}", bits, signed=True) for bits in (32, 64))
 U64 = Scalar("uint64", 64)

@@ -6,17 +6,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import llvmlite.binding as llvm
-from llvmlite import ir
 
 from mergegraph.kernels.lowering import arithmetic
-from mergegraph.kernels.lowering.kinds import I64, SCALARS, Array, Number, Operand, Unsupported
+from mergegraph.kernels.lowering.kinds import BYTES, I64, SCALARS, Array, Number, Operand, Unsupported
 from mergegraph.kernels.lowering.scopes import Hints, Retry, Scope
 from mergegraph.kernels.lowering.sources import Known, parsed
 from mergegraph.kernels.lowering.statements import Program, Statements
 from mergegraph.kernels.native import Argument, Code, target_machine, undefined
 
 _WORD = I64.llvm
-_BYTES = ir.IntType(8).as_pointer()
 _SYMBOL = "run"
 
 
@@ -40,7 +38,7 @@ def object_code(source: str, arguments: Sequence[Argument]) -> Code:
 
 def _entry(program: Program, run: Known, arguments: Sequence[Argument]) -> None:
     """The function that `Native` calls: of where to put the result, a pointer, the table of arguments."""
-    pointers = [_WORD.as_pointer(), _BYTES, _WORD.as_pointer()]
+    pointers = [_WORD.as_pointer(), BYTES, _WORD.as_pointer()]
     frame = program.frame(_SYMBOL, pointers)
     found, _, table = frame.function.args
     operands = _operands(frame.builder, table, arguments)

@@ -11,10 +11,9 @@ from typing import Any, NamedTuple
 from llvmlite import ir
 
 from mergegraph.kernels.lowering.arithmetic import convert, external
-from mergegraph.kernels.lowering.kinds import I64, Array, Number, Scalar, Unsupported, integer
+from mergegraph.kernels.lowering.kinds import BYTES, I64, Array, Number, Scalar, Unsupported, integer
 
 _WORD = I64.llvm
-_BYTES = ir.IntType(8).as_pointer()
 
 
 class Bounds(NamedTuple):
@@ -121,18 +120,18 @@ def copy(builder: Any, target: Array, source: Array) -> None:
     """Set the elements of an array of one dimension to those of another."""
     if target.element != source.element or not len(target.sizes) == len(source.sizes) == 1:
         raise Unsupported("a copy between arrays of different types")
-    takes = [_BYTES, _BYTES, _WORD, ir.IntType(1)]
+    takes = [BYTES, BYTES, _WORD, ir.IntType(1)]
     function = external(builder, "llvm.memmove.p0.p0.i64", ir.VoidType(), takes)
-    addresses = [builder.bitcast(array.data, _BYTES) for array in (target, source)]
+    addresses = [builder.bitcast(array.data, BYTES) for array in (target, source)]
     nbytes = builder.mul(target.sizes[0], _WORD(target.element.nbytes))
     builder.call(function, [*addresses, nbytes, ir.IntType(1)(0)])
 
 
 def clear(builder: Any, pointer: Any, nbytes: Any) -> None:
     """Zero bytes."""
-    takes = [_BYTES, ir.IntType(8), _WORD, ir.IntType(1)]
+    takes = [BYTES, ir.IntType(8), _WORD, ir.IntType(1)]
     function = external(builder, "llvm.memset.p0.i64", ir.VoidType(), takes)
-    arguments = [builder.bitcast(pointer, _BYTES), ir.IntType(8)(0), nbytes, ir.IntType(1)(0)]
+    arguments = [builder.bitcast(pointer, BYTES), ir.IntType(8)(0), nbytes, ir.IntType(1)(0)]
     builder.call(function, arguments)
 
 
@@ -161,10 +160,10 @@ def allocated(builder: Any, kind: Scalar, sizes: tuple[Number, ...]) -> Array:
         # More than there can be is as much as there is not, or the product would not show it.
         over = builder.icmp_unsigned(">", length, _WORD(limit))
         nbytes = builder.select(over, _WORD((1 << 63) - 1), nbytes)
-    memory = builder.call(external(builder, "malloc", _BYTES, [_WORD]), [nbytes])
+    memory = builder.call(external(builder, "malloc", BYTES, [_WORD]), [nbytes])
     return Array(kind, builder.bitcast(memory, kind.llvm.as_pointer()), lengths)
 
 
 def free(builder: Any, memory: Any) -> None:
     """Give back what `allocated` took, or nothing if it is 0."""
-    builder.call(external(builder, "free", ir.VoidType(), [_BYTES]), [memory])
+    builder.call(external(builder, "free", ir.VoidType(), [BYTES]), [memory])

@@ -12,6 +12,7 @@ from mergegraph.kernels.lowering import memory
 from mergegraph.kernels.lowering.arithmetic import common, convert
 from mergegraph.kernels.lowering.kinds import (
     BOOL,
+    BYTES,
     Array,
     DType,
     Items,
@@ -28,8 +29,8 @@ from mergegraph.kernels.lowering.sources import Module
 
 _MOST_ON_STACK = 1 << 16
 """Bytes of arrays that a function keeps on the stack."""
-_STATUS = ir.IntType(32)
-_BYTES = ir.IntType(8).as_pointer()
+STATUS = ir.IntType(32)
+"""What functions return: 0, or 1 where they failed."""
 
 Hints = dict[tuple[Any, str], Scalar]
 """(function, variable) → the widest integer that it was found to hold."""
@@ -73,12 +74,12 @@ class Frame:
             self._stack -= kind.nbytes * math.prod(size.constant or 0 for size in sizes)
         else:
             array = memory.allocated(self.builder, kind, sizes)
-            place = self.variable(_BYTES)
-            self.entry.store(ir.Constant(_BYTES, None), place)
-            taken = self.builder.bitcast(array.data, _BYTES)
+            place = self.variable(BYTES)
+            self.entry.store(ir.Constant(BYTES, None), place)
+            taken = self.builder.bitcast(array.data, BYTES)
             self.builder.store(taken, place)
             self._scratch.append(place)
-            self.fail_if(self.builder.icmp_unsigned("==", taken, ir.Constant(_BYTES, None)))
+            self.fail_if(self.builder.icmp_unsigned("==", taken, ir.Constant(BYTES, None)))
         if zero:
             nbytes = self.builder.mul(array.sizes[0], ir.IntType(64)(kind.nbytes))
             for size in array.sizes[1:]:
@@ -103,7 +104,7 @@ class Frame:
                 end = ir.IRBuilder(block)
                 for place in self._scratch:
                     memory.free(end, end.load(place))
-                end.ret(_STATUS(status))
+                end.ret(STATUS(status))
         self.entry.branch(self._start)
 
 

@@ -24,6 +24,11 @@ class Known:
     """The full name of what is not of this project, as ``numpy.float32``."""
 
     @property
+    def inline(self) -> bool:
+        """Whether it is a function that is always expanded where it is called."""
+        return self.function is not None and "helper" in _decorators(self.function)
+
+    @property
     def emitted(self) -> bool:
         """Whether it is a function whose code is made by Python: see `mergegraph.kernels.fused_vector`."""
         return self.function is not None and "_emitted" in _decorators(self.function)
@@ -95,11 +100,14 @@ def parsed(text: str, name: str) -> Module:
             case ast.ClassDef():
                 found.changed.add(node.name)
             case _:
-                parts = (
-                    x for x in ast.walk(node) if isinstance(x, ast.Name) and isinstance(x.ctx, ast.Store)
-                )
-                found.changed.update(x.id for x in parts)
+                found.changed.update(stored_names(node))
     return found
+
+
+def stored_names(node: ast.AST) -> frozenset[str]:
+    """The names that are given values somewhere in a statement or function."""
+    names = (x for x in ast.walk(node) if isinstance(x, ast.Name))
+    return frozenset(x.id for x in names if isinstance(x.ctx, ast.Store))
 
 
 def _note(found: Module, kind: dict[str, Any], names: dict[str, Any]) -> None:

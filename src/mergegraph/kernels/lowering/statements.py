@@ -29,10 +29,9 @@ from mergegraph.kernels.lowering.kinds import (
     rebuilt,
     shape_of,
 )
-from mergegraph.kernels.lowering.scopes import Frame, Hints, Scope
-from mergegraph.kernels.lowering.sources import Known
+from mergegraph.kernels.lowering.scopes import STATUS, Frame, Hints, Scope
+from mergegraph.kernels.lowering.sources import Known, stored_names
 
-_STATUS = ir.IntType(32)
 _MOST_ROUNDS = 16
 """Rounds of a loop that is written out, one after the other."""
 
@@ -48,7 +47,7 @@ class Program:
 
     def frame(self, name: str, takes: Sequence[Any]) -> Frame:
         """A new function."""
-        return Frame(ir.Function(self.module, ir.FunctionType(_STATUS, takes), name))
+        return Frame(ir.Function(self.module, ir.FunctionType(STATUS, takes), name))
 
     @contextmanager
     def entered(self, known: Known) -> Iterator[None]:
@@ -63,7 +62,7 @@ class Program:
     def called(self, known: Known, operands: Sequence[Operand]) -> Any:
         """The function of LLVM for a call with these operands."""
         assert known.function is not None
-        key = (known.module.name, known.function.name, *map(shape_of, operands))
+        key = _title(known, operands)
         if key not in self._functions:
             parts = list(chain.from_iterable(map(parts_of, operands)))
             frame = self.frame(f"{known.function.name}.{len(self._functions)}", [x.type for x in parts])
@@ -89,7 +88,7 @@ class Statements(Expressions):
         names = [x.arg for x in function.args.args]
         if len(names) != len(operands):
             raise Unsupported(f"{len(operands)} arguments of {function.name}")
-        changed = self.scope.stored = _stored(function)
+        changed = self.scope.stored = stored_names(function)
         for name, operand in zip(names, operands, strict=True):
             (self.scope.assign if name in changed else self.scope.bind)(name, operand)
         self.block(function.body)
@@ -97,8 +96,7 @@ class Statements(Expressions):
     def expanded(self, known: Known, operands: Sequence[Operand]) -> Operand | None:
         """Put the body of a function here, and return what it returns."""
         assert known.function is not None
-        frame = self.scope.frame
-        key = (known.module.name, known.function.name, *map(shape_of, operands))
+        frame, key = self.scope.frame, _title(known, operands)
         scope = Scope(known.module, key, frame, self.program.hints, exit=frame.builder.append_basic_block())
         with self.program.entered(known):
             Statements(self.program, scope).run(known.function, operands)
@@ -141,12 +139,12 @@ class Statements(Expressions):
         if isinstance(known, Kind) or known.function is None:
             raise Unsupported(ast.unparse(node))
         operands = [self.value(argument) for argument in node.value.args]
-        if any(isinstance(x, ast.Name) and x.id == "helper" for x in known.function.decorator_list):
+        if known.inline:
             self.expanded(known, operands)
             return
         function = self.program.called(known, operands)
         status = self.builder.call(function, list(chain.from_iterable(map(parts_of, operands))))
-        self.scope.frame.fail_if(self.builder.icmp_unsigned("!=", status, _STATUS(0)))
+        self.scope.frame.fail_if(self.builder.icmp_unsigned("!=", status, STATUS(0)))
 
     def _Assign(self, node: ast.Assign) -> None:
         operand = self.value(node.value)
@@ -300,7 +298,7 @@ class Statements(Expressions):
         if len(rounds) > _MOST_ROUNDS or any(isinstance(x, ast.Break | ast.Continue) for x in ast.walk(node)):
             return False
         name = node.target.id
-        if name in self.scope.names or any(name in _stored(part) for part in node.body):
+        if name in self.scope.names or any(name in stored_names(part) for part in node.body):
             raise Unsupported(f"{name} counts, and is used for something else")
         for i in rounds:
             self.scope.bind(name, integer(i))
@@ -317,7 +315,7 @@ class Statements(Expressions):
         return any(isinstance(x, ast.Name) and self.scope.has_items(x.id) for x in chosen)
 
 
-def _stored(node: ast.AST) -> frozenset[str]:
-    """The names that are given values somewhere in a statement or function."""
-    names = (x for x in ast.walk(node) if isinstance(x, ast.Name) and isinstance(x.ctx, ast.Store))
-    return frozenset(x.id for x in names)
+def _title(known: Known, operands: Sequence[Operand]) -> tuple[Any, ...]:
+    """What tells a function with arguments of some types from all others."""
+    assert known.function is not None
+    return (known.module.name, known.function.name, *map(shape_of, operands))
